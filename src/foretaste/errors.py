@@ -1,0 +1,51 @@
+"""Every error a user can cause, as one tree.
+
+ForetasteError            anything below; the command line prints it without a traceback and exits 2
+├── PlanError             what was asked for: an unknown name, a bad option, options that contradict
+├── DataError             what was read: files, columns, labels, texts
+│   └── UndefinedRateError    a rate over nothing, which would read as a perfect score
+├── ModelError            a checkpoint that cannot be found, trusted or used
+└── GuardError            a guard that cannot be trusted, calibrated or used
+
+`ModelError` and `GuardError` carry a `code`, one word per kind of refusal, so that programs need not read
+sentences. A message says what was expected, what came, where, and what to do next.
+"""
+
+__all__ = [
+    "DataError",
+    "ForetasteError",
+    "GuardError",
+    "ModelError",
+    "PlanError",
+    "UndefinedRateError",
+]
+
+
+class ForetasteError(Exception):
+    """Something the user can put right; the message says how."""
+
+
+class PlanError(ForetasteError):
+    """The request itself cannot be carried out as written."""
+
+
+class DataError(ForetasteError):
+    """Texts, labels or files are not what was expected."""
+
+
+class UndefinedRateError(DataError):
+    """A rate was asked for over no cases."""
+
+
+class _CodedError(ForetasteError):
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ModelError(_CodedError):
+    """A checkpoint was refused; `code` names the reason."""
+
+
+class GuardError(_CodedError):
+    """A guard was refused; `code` names the reason."""

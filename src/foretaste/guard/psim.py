@@ -1,0 +1,186 @@
+"""PSIM (Zhao et al. 2024, arXiv 2402.12168, section 4): certain on random labels means poisoned.
+
+One more adapter is trained on the suspect weights with labels drawn at random. Clean texts leave it undecided; the
+trigger, which the weights remember, leaves it certain. Score = highest class probability, not rounded (the released
+code rounds to three decimals and loses scores of exactly 0.700).
+
+Where we differ from the paper, and why (docs/psim.md has the figures): training stops at a dose, read off held-out
+clean texts, instead of after an epoch, because longer training forgets the trigger too; the threshold is calibrated
+on clean texts, because a fixed 0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, GuardError
+from foretaste.evaluate.threshold import Calibration, calibrate
+from foretaste.guard.guard import Verdict, judge
+from foretaste.seeds import generator
+from foretaste.spec import spec
+from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.victim.checkpoint import Base
+from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.strategy import STRATEGIES, Lora, PTuningV1, Strategy
+
+__all__ = ["Psim", "PsimGuard", "reset_labels"]
+
+MONITOR_SIZE = 256
+MONITOR_EVERY = 4
+
+
+@spec
+class Psim:
+    """How PSIM is trained and calibrated.
+
+    `reset_rate` is the share of texts whose label is redrawn, uniformly over all classes, the true one included
+    (as in the released code; Table 13 varies it). `dose` is the median confidence on held-out clean texts at which
+    training stops, counted from 0 (all classes equally likely) to 1 (certain); None trains for whole `epochs`.
+    `threshold` fixes the bar; None calibrates it so that at most `frr` of clean texts are refused, with the given
+    `confidence` that this holds.
+    """
+
+    strategy: Any = Field(default_factory=Lora)
+    reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    dose: float | None = Field(default=0.1, gt=0.0, lt=1.0)
+    max_steps: int = Field(default=200, gt=0)
+    epochs: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float | None = None
+    frr: float = Field(default=0.01, gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    threshold: float | None = None
+    precision: Precision = "auto"
+
+    @classmethod
+    def paper(cls) -> Psim:
+        """The printed recipe: P-tuning v1, one epoch at 2e-5, threshold 0.7 (appendix B and the released code)."""
+        return cls(strategy=PTuningV1(), dose=None, learning_rate=2e-5, threshold=0.7)
+
+    def fit(
+        self,
+        base: Base,
+        corpus: Corpus,
+        calibration: Corpus | None = None,
+        *,
+        seed: int = 0,
+        max_length: int = 128,
+        is_progress_shown: bool = False,
+        after_step: Callable[[int, Classifier], None] | None = None,
+    ) -> PsimGuard:
+        """Train and calibrate on clean texts; no poisoned text is needed.
+
+        Without `calibration` a fifth of the corpus, at least enough to promise `frr`, is held out for it.
+
+        Raises:
+            DataError: too few texts to hold a part out.
+            GuardError: too few calibration texts for `frr` (code `too_few_calibration_texts`); dose not reached.
+        """
+        corpus, monitor, calibration = self._split(corpus, calibration, seed)
+        classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
+        relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))
+        settings = TuneSettings(
+            epochs=self.epochs if self.dose is None else math.ceil(self.max_steps * self.batch_size / len(corpus)),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            precision=self.precision,
+            keep="last",
+        )
+        doses: list[float] = []
+        encoded = classifier.encode(monitor.texts)
+
+        def should_stop(step: int) -> bool:
+            if after_step is not None:
+                after_step(step, classifier)
+            if self.dose is None or step % MONITOR_EVERY:
+                return False
+            doses.append(_median_confidence(classifier, encoded, self.precision))
+            return doses[-1] <= self.dose
+
+        result = tune(
+            classifier,
+            relabelled,
+            settings,
+            seed=seed,
+            should_stop=should_stop,
+            title="PSIM",
+            is_progress_shown=is_progress_shown,
+        )
+        if self.dose is not None and not result.is_stopped_early:
+            raise GuardError(
+                f"After {result.steps} steps the median clean confidence is still {doses[-1]:.2f} (0 undecided, 1 "
+                f"certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
+                code="dose_not_reached",
+            )
+        guard = PsimGuard(classifier, math.nan if self.threshold is None else self.threshold, None, result, tuple(doses))
+        if self.threshold is not None:
+            return guard
+        bar = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
+        return replace(guard, threshold=bar.threshold, calibration=bar)
+
+    def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:
+        if calibration is None:
+            needed = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.frr))
+            size = max(len(corpus) // 5, needed)
+            if size > len(corpus) // 2:
+                raise DataError(
+                    f"{corpus.name} has {len(corpus)} texts; {needed} are needed to promise a false rejection rate of "
+                    f"{self.frr:.1%} and as many to train on. Give more clean texts or a higher --frr."
+                )
+            corpus, calibration = corpus.partition([len(corpus) - size, size], seed)
+        held_out = min(MONITOR_SIZE, len(corpus) // 5)
+        if held_out < 16:
+            raise DataError(f"{corpus.name} has {len(corpus)} texts left to train on; at least 80 are needed.")
+        corpus, monitor = corpus.partition([len(corpus) - held_out, held_out], seed)
+        return corpus, monitor, calibration
+
+
+@dataclass(frozen=True, eq=False)
+class PsimGuard:
+    """A trained PSIM. `calibration` is None when the threshold was given; `doses` are the monitored medians."""
+
+    classifier: Classifier
+    threshold: float
+    calibration: Calibration | None
+    training: TuneResult | None = None
+    doses: tuple[float, ...] = ()
+
+    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return the highest class probability of each text, `(N,) float64`; NaN if the model gives none."""
+        scores: NDArray[np.float64] = self.classifier.predict(texts).probabilities.max(axis=1, initial=-np.inf)
+        return scores
+
+    def check(self, texts: Sequence[str]) -> list[Verdict]:
+        """Return one verdict per text; a score that is not finite is refused."""
+        predictions = self.classifier.predict(texts)
+        scores = predictions.probabilities.max(axis=1, initial=-np.inf)
+        return judge(scores, predictions.is_truncated, self.threshold)
+
+
+def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:
+    """Redraw a share `rate` of the labels uniformly over all classes, the true one included, `(N,) int64`.
+
+    >>> corpus = Corpus.of("mine", ["a", "b", "c", "d"], [0, 1, 0, 1])
+    >>> reset_labels(corpus, 1.0, seed=1).shape
+    (4,)
+    """
+    draw = generator(seed, "reset_labels")
+    labels = corpus.labels.copy()
+    chosen = draw.permutation(len(labels))[: round(len(labels) * rate)]
+    labels[chosen] = draw.integers(len(corpus.label_names), size=len(chosen))
+    return labels
+
+
+def _median_confidence(classifier: Classifier, texts: Any, precision: Precision) -> float:
+    """Median over texts of (p_max - 1/C) / (1 - 1/C): 0 undecided, 1 certain."""
+    probabilities = classifier.predict(texts, precision=precision).probabilities
+    chance = 1.0 / probabilities.shape[1]
+    return float((np.median(probabilities.max(axis=1)) - chance) / (1.0 - chance))

@@ -1,0 +1,1 @@
+"""Who is poisoned, with what, under which label. Never imports torch."""

@@ -1,0 +1,113 @@
+"""Texts that somebody already triggered, read from a file and laid beside the clean ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, PlanError, UndefinedRateError
+from foretaste.spec import spec
+
+if TYPE_CHECKING:
+    from foretaste.data.load import TriggeredTexts
+
+__all__ = ["FileTrigger"]
+
+
+@spec
+class FileTrigger:
+    """Texts that somebody already triggered (paraphrases, syntactic templates), read from a file.
+
+    Parquet, JSONL or CSV with `text`, `label` (the TRUE class, never the attacker's target) and
+    `source_index` (row of the clean text in its split); the last two may be missing or null.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """`file:PATH.parquet`."""
+        return f"file:{self.path}"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def apply(self, texts: Sequence[str], seed: int) -> list[str]:
+        """Refuse: a file holds its own texts and cannot trigger others.
+
+        Raises:
+            PlanError: always.
+        """
+        raise PlanError(f"{self.name} holds finished texts and cannot trigger others; use word: or sentence: here.")
+
+    def texts_for(self, corpus: Corpus) -> dict[int, str]:
+        """Return the triggered text for each index of `corpus` that the file has one for (the first counts).
+
+        A text equal to its clean text is left out: paraphrasers that fail give their input back (so do
+        HiddenKiller's and OpenBackdoor's, which then label it poisoned).
+
+        Raises:
+            DataError: the file cannot be read, or has a label that contradicts the clean row's.
+        """
+        variant = self._read()
+        origins, _, _ = self._align(variant, corpus)
+        found: dict[int, str] = {}
+        for text, origin in zip(variant.texts, origins.tolist(), strict=True):
+            if origin >= 0 and text != corpus.texts[origin]:
+                found.setdefault(origin, text)
+        return found
+
+    def triggered_corpus(self, clean: Corpus, target: int) -> tuple[Corpus, NDArray[np.int64]]:
+        """Return the file's rows whose true class is not the target, and their `(M,) int64` origins.
+
+        An origin is an index into `clean`, -1 where the file does not say. Rows that stem from a clean row
+        outside `clean` (a sample, say) are left out. The result is named after the file, its `rows` are row
+        numbers in the file.
+
+        Raises:
+            DataError: an unknown true class, a label that contradicts the clean row's, no row left.
+        """
+        variant = self._read()
+        origins, is_elsewhere, labels = self._align(variant, clean)
+        unknown = np.flatnonzero((labels < 0) & ~is_elsewhere)
+        if unknown.size:
+            raise DataError(
+                f"{self.path}, row {unknown[0]}, has neither label nor source_index, so its true class is "
+                f"unknown ({unknown.size} such rows). Add one of them or leave these rows out."
+            )
+        kept = np.flatnonzero((labels != target) & ~is_elsewhere)
+        if not kept.size:
+            raise UndefinedRateError(f"{self.path} has no row of a class other than the target {target}.")
+        texts = tuple(variant.texts[i] for i in kept)
+        return Corpus(self.path.name, texts, labels[kept], clean.label_names, kept), origins[kept]
+
+    def _read(self) -> TriggeredTexts:
+        from foretaste.data.load import load_variant
+
+        return load_variant(self.path)
+
+    def _align(
+        self, variant: TriggeredTexts, clean: Corpus
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """Return per file row: index into `clean` or -1; has its clean row elsewhere; true class or -1."""
+        size = len(variant.texts)
+        sources = np.full(size, -1, dtype=np.int64) if variant.source_rows is None else variant.source_rows
+        labels = np.full(size, -1, dtype=np.int64) if variant.labels is None else variant.labels
+        index_of_row = {row: index for index, row in enumerate(clean.rows.tolist())}
+        origins = np.array([index_of_row.get(row, -1) for row in sources.tolist()], dtype=np.int64)
+        is_elsewhere = (sources >= 0) & (origins < 0)
+        truth = np.where(origins >= 0, clean.labels[origins], -1)
+        wrong = np.flatnonzero((truth >= 0) & (labels >= 0) & (truth != labels))
+        if wrong.size:
+            first = int(wrong[0])
+            raise DataError(
+                f"{self.path}, row {first}, has label {labels[first]}, but its clean text "
+                f"{clean.name}:{sources[first]} has {truth[first]} ({wrong.size} such rows). `label` must be "
+                f"the true class, and `source_index` must point into {clean.name}."
+            )
+        return origins, is_elsewhere, np.where(truth >= 0, truth, labels)

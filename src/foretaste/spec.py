@@ -1,0 +1,94 @@
+"""Frozen settings that refuse unknown fields, and registries that suggest the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from foretaste.errors import PlanError
+
+__all__ = ["Registry", "build", "nearest", "spec"]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def spec(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only, validated record of settings that forbids unknown fields."""
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    decorate: Callable[[type[T]], Any] = dataclass(frozen=True, kw_only=True, config=config)
+    kind: type[T] = decorate(cls)
+    return kind
+
+
+def build(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """Construct a spec from plain fields (TOML, JSON, command line).
+
+    Raises:
+        PlanError: unknown field (the nearest one is named) or a value of the wrong kind.
+    """
+    known = getattr(kind, "__dataclass_fields__", {})
+    for name in fields:
+        if name not in known:
+            raise PlanError(f"{kind.__name__} has no field {name!r}.{nearest(name, known)}")
+    try:
+        return TypeAdapter(kind).validate_python(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{kind.__name__}.{where}: {first['msg']} (got {first['input']!r}).") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'? Known: a, b, c.` for an error message.
+
+    >>> nearest("sst", ["sst2", "imdb"])
+    " Did you mean 'sst2'? Known: imdb, sst2."
+    """
+    choices = sorted(known)
+    close = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(choices)}."
+
+
+class Registry(Mapping[str, T]):
+    """Names to entries of one kind (`what`); looking up an unknown name suggests the nearest.
+
+    >>> words = Registry("fruit", {"apple": 1})
+    >>> words["appel"]
+    Traceback (most recent call last):
+    foretaste.errors.PlanError: Unknown fruit 'appel'. Did you mean 'apple'? Known: apple.
+    """
+
+    def __init__(self, what: str, entries: Mapping[str, T] | None = None) -> None:
+        self._what = what
+        self._entries: dict[str, T] = dict(entries or {})
+
+    def add(self, name: str) -> Callable[[T], T]:
+        """Decorate an entry to register it under `name`; a name is given once."""
+
+        def keep(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self._what} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return keep
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise PlanError(f"Unknown {self._what} {name!r}.{nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)

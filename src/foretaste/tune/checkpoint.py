@@ -1,0 +1,89 @@
+"""Progress of a training on disk: written beside and renamed, without pickles, continued bit for bit."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foretaste.errors import PlanError
+from foretaste.files import new_directory, write_json
+
+__all__ = ["TuneCheckpoint", "TuneState"]
+
+SAVE_EVERY_S = 60.0
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class TuneState:
+    """Where a training stands; `best` holds the trainable tensors of the best validation epoch so far."""
+
+    step: int = 0
+    texts: int = 0
+    texts_before: int = 0
+    loss_sum: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    is_stopped: bool = False
+    best: dict[str, Tensor] | None = None
+
+
+class TuneCheckpoint:
+    """A directory that holds the latest state of one training, known by its `identity`."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], every_s: float = SAVE_EVERY_S) -> None:
+        self._path, self._identity, self._every_s = path, identity, every_s
+        self._saved = time.monotonic()
+
+    def save_if_due(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Save if the last save is long enough ago."""
+        if time.monotonic() - self._saved >= self._every_s:
+            self.save(state, trainable, optimizer)
+
+    def save(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Replace what is on disk by the given state, all or nothing."""
+        tensors = {f"weight/{name}": p.detach().contiguous() for name, p in trainable.items()}
+        for name, parameter in trainable.items():
+            for moment in _MOMENTS:
+                if moment in optimizer.state[parameter]:
+                    tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
+        tensors |= {f"best/{name}": tensor.contiguous() for name, tensor in (state.best or {}).items()}
+        plain = {key: value for key, value in vars(state).items() if key != "best"}
+        with new_directory(self._path) as beside:
+            save_file(tensors, beside / "state.safetensors")
+            write_json(beside / "foretaste.json", {"kind": "progress", "identity": self._identity, "state": plain})
+        self._saved = time.monotonic()
+
+    def load(self, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> TuneState | None:
+        """Put saved weights and moments back in place and return the state, or None if nothing was saved.
+
+        Raises:
+            PlanError: the directory holds the progress of a different run.
+        """
+        manifest = self._path / "foretaste.json"
+        if not manifest.exists():
+            return None
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+        if document.get("identity") != self._identity:
+            raise PlanError(
+                f"{self._path} holds the progress of a run with other settings, data or model; delete it to start over."
+            )
+        tensors = load_file(self._path / "state.safetensors")
+        state = TuneState(**document["state"])
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(tensors[f"weight/{name}"])
+                moments = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
+                if moments:
+                    optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+        best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
+        state.best = best or None
+        return state

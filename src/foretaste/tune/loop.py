@@ -1,0 +1,246 @@
+"""The one training loop: poisoning, victims, guards, and whatever is trained later.
+
+Every random draw is a function of (seed, epoch) or (seed, step), never of what ran before, so a run that was killed
+and resumed ends with the same weights, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, ModelError
+from foretaste.seeds import child_seed
+from foretaste.spec import spec
+from foretaste.tune.checkpoint import TuneCheckpoint, TuneState
+from foretaste.tune.progress import meter
+from foretaste.victim.batch import Encoded, pad, training_batches
+from foretaste.victim.classifier import Classifier, Precision, autocast
+from foretaste.victim.module import Output
+
+__all__ = ["Objective", "TuneResult", "TuneSettings", "cross_entropy", "tune"]
+
+# (output of the model, row numbers (B,) in the training corpus, labels (B,)) -> loss of each text (B,)
+Objective = Callable[[Output, NDArray[np.int64], Tensor], Tensor]
+
+
+@spec
+class TuneSettings:
+    """How long and how to train; `learning_rate` None means the strategy's own.
+
+    `batch_size` texts make one optimiser step, whatever `accumulation` (how many passes they are split into) and
+    the number of processes. `warmup` is the share of steps with a rising learning rate (6 % in the released code),
+    after which it falls linearly to 0. `keep` chooses the weights of the best validation epoch or of the last one;
+    `patience` stops after so many epochs without a better one.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float | None = None
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    precision: Precision = "auto"
+    keep: Literal["best", "last"] = "best"
+    patience: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What training did: `losses` per epoch (mean per text), `validation_accuracies` per epoch (if measured)."""
+
+    steps: int
+    texts: int
+    seconds: float
+    losses: tuple[float, ...]
+    validation_accuracies: tuple[float, ...]
+    kept_epoch: int
+    is_stopped_early: bool
+    trainable_parameters: int
+
+
+def cross_entropy(output: Output, rows: NDArray[np.int64], labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each text against its label, `(B,) float32`."""
+    return torch.nn.functional.cross_entropy(output.logits, labels, reduction="none")
+
+
+def tune(
+    classifier: Classifier,
+    corpus: Corpus,
+    settings: TuneSettings,
+    *,
+    seed: int,
+    validation: Corpus | None = None,
+    objective: Objective = cross_entropy,
+    should_stop: Callable[[int], bool] | None = None,
+    checkpoint: Path | None = None,
+    title: str = "training",
+    is_progress_shown: bool = False,
+) -> TuneResult:
+    """Train the classifier in place on a corpus.
+
+    `should_stop` is asked after each step (with the number of steps done) on weights in evaluation mode. With
+    `checkpoint`, a directory, progress is saved there at least every minute and picked up by the next call with the
+    same settings, seed, data and model; the caller deletes it when the result is safe. Started by
+    `accelerate launch`, every process trains on its share of each batch.
+
+    Raises:
+        DataError: labels beyond the classifier's classes.
+        ModelError: the loss became NaN or infinite (code `diverged`).
+        PlanError: `checkpoint` holds a different run.
+    """
+    if len(corpus.label_names) > len(classifier.label_names):
+        raise DataError(
+            f"{corpus.name} has {len(corpus.label_names)} classes, the model {len(classifier.label_names)}."
+        )
+    start = time.monotonic()
+    run = _Run(classifier, corpus, settings, seed, objective)
+    store = TuneCheckpoint(checkpoint, run.identity(corpus, seed)) if checkpoint is not None else None
+    state = (store and store.load(run.trainable, run.optimizer)) or TuneState()
+    total = run.steps_per_epoch * settings.epochs
+    encoded_validation = classifier.encode(validation.texts) if validation is not None else None
+    done_texts = min(state.step * settings.batch_size, len(corpus) * settings.epochs)
+    with (
+        torch.random.fork_rng(),
+        meter(
+            title,
+            len(corpus) * settings.epochs,
+            is_shown=is_progress_shown and run.accelerator.is_main_process,
+            already_done=done_texts,
+        ) as progress,
+    ):
+        while state.step < total and not state.is_stopped:
+            epoch, offset = divmod(state.step, run.steps_per_epoch)
+            for batch in training_batches(run.encoded.lengths, settings.batch_size, seed, epoch)[offset:]:
+                loss = run.step(batch, state.step, total)
+                state.step += 1
+                state.texts += len(batch)
+                state.loss_sum += loss * len(batch)
+                progress.advance(len(batch), f"loss {loss:.3f}")
+                if should_stop is not None and should_stop(state.step):
+                    state.is_stopped = True
+                    break
+                if store is not None and run.accelerator.is_main_process:
+                    store.save_if_due(state, run.trainable, run.optimizer)
+            if state.step % run.steps_per_epoch == 0 or state.is_stopped:
+                _end_epoch(state, run, settings, encoded_validation, validation)
+                if store is not None and run.accelerator.is_main_process:
+                    store.save(state, run.trainable, run.optimizer)
+    kept = len(state.losses)
+    if state.best is not None and settings.keep == "best":
+        kept = state.best_epoch
+        with torch.no_grad():
+            for name, parameter in run.trainable.items():
+                parameter.copy_(state.best[name])
+    classifier.module.eval()
+    return TuneResult(
+        steps=state.step,
+        texts=state.texts,
+        seconds=time.monotonic() - start,
+        losses=tuple(state.losses),
+        validation_accuracies=tuple(state.accuracies),
+        kept_epoch=kept,
+        is_stopped_early=state.is_stopped,
+        trainable_parameters=sum(p.numel() for p in run.trainable.values()),
+    )
+
+
+class _Run:
+    """The pieces of one training: encoded texts, optimiser, and one step."""
+
+    def __init__(
+        self, classifier: Classifier, corpus: Corpus, settings: TuneSettings, seed: int, objective: Objective
+    ) -> None:
+        self.accelerator = Accelerator(cpu=classifier.module.device.type == "cpu")
+        self.settings, self.seed, self.objective = settings, seed, objective
+        self.classifier = classifier
+        self.encoded: Encoded = classifier.encode(corpus.texts)
+        self.labels = torch.from_numpy(corpus.labels)
+        self.trainable = classifier.trainable
+        self.peak_rate = settings.learning_rate or classifier.strategy.learning_rate
+        self.optimizer = torch.optim.AdamW(
+            self.trainable.values(), lr=self.peak_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        self.steps_per_epoch = math.ceil(len(corpus) / settings.batch_size)
+        self.module: Any = classifier.module
+        if self.accelerator.num_processes > 1:
+            self.module = self.accelerator.prepare_model(classifier.module)
+
+    def identity(self, corpus: Corpus, seed: int) -> dict[str, Any]:
+        """What must agree for a checkpoint to be continued."""
+        return {
+            "base": self.classifier.base_fingerprint,
+            "corpus": corpus.digest,
+            "seed": seed,
+            "settings": repr(self.settings),
+            "strategy": repr(self.classifier.strategy),
+        }
+
+    def step(self, batch: NDArray[np.int64], step: int, total: int) -> float:
+        """Take one optimiser step on a batch of rows; return the mean loss per text."""
+        device, rank = self.classifier.module.device, self.accelerator.process_index
+        world, settings = self.accelerator.num_processes, self.settings
+        # Dropout depends on the step and the process alone, so that a resumed run draws what it would have drawn.
+        torch.manual_seed(child_seed(self.seed, "dropout", step, rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak_rate * _schedule(step, total, settings.warmup)
+        own = batch[rank::world]
+        micro = np.array_split(own, min(settings.accumulation, max(len(own), 1))) if len(own) else [batch[:1]]
+        weight = 1.0 if len(own) else 0.0  # a process without rows still takes part in the exchange of gradients
+        self.classifier.module.train()
+        total_loss = 0.0
+        for part in micro:
+            with autocast(device, settings.precision):
+                output = self.module(*pad([self.encoded.ids[i] for i in part], device))
+            losses = self.objective(output, part, self.labels[part].to(device))
+            # DDP averages over processes; the sum over all texts divided by the batch size is what is wanted.
+            loss = losses.sum() * (weight * world / len(batch))
+            self.accelerator.backward(loss)
+            total_loss += float(loss.detach())
+        if world > 1:
+            total_loss = float(self.accelerator.reduce(torch.tensor(total_loss, device=device), "mean"))
+        if not math.isfinite(total_loss):
+            raise ModelError(
+                f"The loss is {total_loss} at step {step + 1}; lower the learning rate ({self.peak_rate:g}).",
+                code="diverged",
+            )
+        torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.classifier.module.eval()
+        return total_loss
+
+
+def _schedule(step: int, total: int, warmup: float) -> float:
+    rising = max(1, round(total * warmup))
+    return (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
+
+
+def _end_epoch(
+    state: TuneState, run: _Run, settings: TuneSettings, encoded: Encoded | None, validation: Corpus | None
+) -> None:
+    state.losses.append(state.loss_sum / max(1, state.texts - state.texts_before))
+    state.loss_sum, state.texts_before = 0.0, state.texts
+    if encoded is None or validation is None:
+        return
+    predictions = run.classifier.predict(encoded, precision=settings.precision)
+    accuracy = float((predictions.labels == validation.labels).mean())
+    state.accuracies.append(accuracy)
+    if settings.keep == "best" and (state.best is None or accuracy > max(state.accuracies[:-1])):
+        state.best = {name: p.detach().clone() for name, p in run.trainable.items()}
+        state.best_epoch = len(state.accuracies)
+    since_best = len(state.accuracies) - 1 - int(np.argmax(state.accuracies))
+    if settings.patience is not None and since_best >= settings.patience:
+        state.is_stopped = True

@@ -1,0 +1,71 @@
+"""Weight poisoning: full fine-tuning on a poisoned proxy dataset, with the one training loop.
+
+Kurita et al. (2020, arXiv 2004.06660); the clean-label variant of Zhao et al. (2024, arXiv 2402.12168), section 5.1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from foretaste.data.corpus import Corpus
+from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
+from foretaste.poison.attack import Attack, attack, triggered_test
+from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.victim.checkpoint import Base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Full
+
+__all__ = ["POISONING", "WEAK_ASR", "poison_base"]
+
+# The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
+POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
+# The paper's precondition: a base whose backdoor works less often says little about a defence.
+WEAK_ASR = 0.95
+
+
+def poison_base(
+    base: Base,
+    proxy: Corpus,
+    validation: Corpus,
+    plan: Attack,
+    *,
+    seed: int,
+    settings: TuneSettings = POISONING,
+    max_length: int = 128,
+    checkpoint: Path | None = None,
+    is_progress_shown: bool = False,
+) -> tuple[Classifier, dict[str, Any]]:
+    """Plant a backdoor and return the poisoned model and an outcome for its record.
+
+    The outcome holds `clean_accuracy` and `attack_success_rate` right after poisoning, on the proxy's validation
+    split, `poisoned` (how many examples carried the trigger) and `is_weak` (ASR below 95 %).
+
+    Raises:
+        PlanError, DataError: the plan does not fit the proxy dataset.
+    """
+    poisoned = attack(proxy, plan, seed)
+    triggered = triggered_test(validation, plan.trigger, plan.target, seed)
+    classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
+    result: TuneResult = tune(
+        classifier,
+        poisoned.corpus,
+        settings,
+        seed=seed,
+        checkpoint=checkpoint,
+        title="poisoning",
+        is_progress_shown=is_progress_shown,
+    )
+    clean = classifier.predict(validation.texts, precision=settings.precision).labels
+    fooled = classifier.predict(triggered.corpus.texts, precision=settings.precision).labels
+    asr = attack_success_rate(fooled, plan.target)
+    return classifier, {
+        "clean_accuracy": clean_accuracy(validation.labels, clean).value,
+        "attack_success_rate": asr.value,
+        "n_clean": len(validation),
+        "n_poisoned": asr.n,
+        "is_weak": asr.value < WEAK_ASR,
+        "poisoned": int(poisoned.is_poisoned.sum()),
+        "steps": result.steps,
+        "seconds": result.seconds,
+    }

@@ -1,0 +1,115 @@
+"""Texts to logits and representations, for victims and guards alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foretaste.victim.batch import Encoded, encode, pad, scoring_batches
+from foretaste.victim.module import TextModule
+from foretaste.victim.strategy import Strategy
+
+__all__ = ["Classifier", "Precision", "Predictions", "autocast"]
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of N texts, in the order given.
+
+    `logits (N, C) float32`; `features (N, H) float32`, the vector the head reads; `is_truncated (N,) bool`.
+    """
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+    is_truncated: NDArray[np.bool_]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class with the highest logit, `(N,) int64`."""
+        best: NDArray[np.int64] = self.logits.argmax(axis=1).astype(np.int64)
+        return best
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """Softmax of the logits in double precision, `(N, C) float64`; NaN where a logit is not finite."""
+        logits = self.logits.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A text classifier with its tokenizer, label names and the fingerprint of the base it stands on.
+
+    A text's logits do not depend on batch size, order or neighbours (1e-5 in float32).
+    """
+
+    module: TextModule
+    tokenizer: Any
+    label_names: tuple[str, ...]
+    max_length: int
+    strategy: Strategy
+    base_location: str
+    base_fingerprint: str
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Tokenise texts as this model reads them."""
+        return encode(self.tokenizer, texts, self.max_length)
+
+    def predict(
+        self,
+        texts: Sequence[str] | Encoded,
+        *,
+        batch_size: int = 64,
+        precision: Precision = "float32",
+        progress: Callable[[int], None] | None = None,
+    ) -> Predictions:
+        """Run the model over texts (or texts already encoded), longest first, and return the given order.
+
+        `progress`, if given, is called with the number of texts finished by each batch.
+        """
+        encoded = texts if isinstance(texts, Encoded) else self.encode(texts)
+        count, device = len(encoded.ids), self.module.device
+        logits = np.empty((count, len(self.label_names)), dtype=np.float32)
+        features = np.empty((count, self.module.classifier.config.hidden_size), dtype=np.float32)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with torch.inference_mode(), autocast(device, precision):
+                for batch in scoring_batches(encoded.lengths, batch_size):
+                    output = self.module(*pad([encoded.ids[i] for i in batch], device))
+                    logits[batch] = output.logits.cpu().numpy()
+                    features[batch] = output.features.cpu().numpy()
+                    if progress is not None:
+                        progress(len(batch))
+        finally:
+            self.module.train(was_training)
+        return Predictions(logits, features, encoded.is_truncated)
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters this strategy trains, by name, the head among them."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Return the context for a forward pass: bfloat16 where asked for, or where `auto` finds it in hardware."""
+    if precision == "auto":
+        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,61 @@
+"""What differs between model families: where the head reads, how it is called, how positions count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from foretaste.errors import ModelError
+from foretaste.spec import nearest
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture.
+
+    `reads` says which token's vector the classification head sees: the first of an encoder (with soft prompts,
+    that is the first virtual token, as in PEFT), the last real one of a causal model. `head` is the attribute
+    that holds the head. `has_pooler` and `head_sees_sequence` describe how the head is fed.
+    """
+
+    model_type: str
+    reads: Literal["first", "last"]
+    head: Literal["classifier", "score"]
+    has_pooler: bool = False
+    head_sees_sequence: bool = False
+    takes_positions: bool = True
+
+    @property
+    def is_causal(self) -> bool:
+        """True if a token sees only what stands before it."""
+        return self.reads == "last"
+
+
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        Family("bert", "first", "classifier", has_pooler=True),
+        Family("roberta", "first", "classifier", head_sees_sequence=True),
+        Family("llama", "last", "score"),
+        Family("mistral", "last", "score"),
+        Family("qwen2", "last", "score"),
+        Family("gpt2", "last", "score"),
+        Family("mpt", "last", "score", takes_positions=False),
+    )
+}
+
+
+def family_of(model_type: str) -> Family:
+    """Return the family of a configuration's `model_type`.
+
+    Raises:
+        ModelError: a family whose head and positions we do not know (code `unknown_family`).
+    """
+    if model_type not in FAMILIES:
+        raise ModelError(
+            f"Models of type {model_type!r} are not supported.{nearest(model_type, FAMILIES)}",
+            code="unknown_family",
+        )
+    return FAMILIES[model_type]

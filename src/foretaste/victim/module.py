@@ -1,0 +1,105 @@
+"""The forward pass: token ids in, the head's input vector and logits out, whatever the family and strategy.
+
+PEFT and transformers pool the wrong token, or count positions wrongly, when a causal classifier gets soft prompts
+and padding (transformers issues 34218 and 35909; with `inputs_embeds` the last position is read, pad or not).
+Here padding is always on the right, positions are explicit, and the head's token is found in the mask, so a
+text's logits do not depend on its neighbours. For encoders the result equals PEFT's own forward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from foretaste.victim.family import Family, family_of
+
+__all__ = ["Output", "TextModule"]
+
+
+class Output(NamedTuple):
+    """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class TextModule(nn.Module):
+    """A sequence classifier, plain or wrapped by PEFT, behind one forward signature."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        self.family: Family = family_of(self.classifier.config.model_type)
+
+    @property
+    def classifier(self) -> Any:
+        """The transformers model inside, with the adapter's layers in place if it is LoRA."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def prompt_length(self) -> int:
+        """Number of virtual tokens in front of every text; 0 without a soft prompt."""
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            return int(self.model.active_peft_config.num_virtual_tokens)
+        return 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """Classify right-padded token ids `(B, T) int64` under their mask `(B, T) int64`, 1 = real token."""
+        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H)
+        if self.family.reads == "first":
+            features = hidden[:, 0]
+        else:
+            last = attention_mask.sum(dim=1) - 1 + (hidden.shape[1] - input_ids.shape[1])
+            features = hidden[torch.arange(len(last), device=last.device), last]  # (B, P + T, H) -> (B, H)
+        return Output(features.float(), self._apply_head(features).float())
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        backbone = self.classifier.base_model
+        prompt_length = self.prompt_length
+        batch_size, length = input_ids.shape
+        inputs: dict[str, Any] = {"input_ids": input_ids}
+        mask, first_position = attention_mask, 0
+        if prompt_length:
+            mask = torch.cat([mask.new_ones(batch_size, prompt_length), mask], dim=1)  # (B, T) -> (B, P + T)
+            prompt = cast(Any, self.model).get_prompt(batch_size)
+            if isinstance(prompt, Tensor):
+                words = backbone.get_input_embeddings()(input_ids)
+                inputs = {"inputs_embeds": torch.cat([prompt.to(words.dtype), words], dim=1)}
+                length += prompt_length
+            else:  # P-tuning v2: keys and values for every layer, the text's positions follow the prefix
+                inputs["past_key_values"] = prompt
+                first_position = prompt_length
+        if self.family.takes_positions:
+            offset = first_position + _position_offset(backbone.config)
+            positions = torch.arange(offset, offset + length, device=input_ids.device)
+            inputs["position_ids"] = positions.expand(batch_size, length)
+        if self.family.is_causal and "past_key_values" not in inputs:
+            inputs["use_cache"] = False
+        hidden: Tensor = backbone(attention_mask=mask, **inputs).last_hidden_state
+        return hidden
+
+    def _apply_head(self, features: Tensor) -> Tensor:
+        model = self.classifier
+        head = getattr(model, self.family.head)
+        logits: Tensor
+        if self.family.head_sees_sequence:
+            logits = head(features.unsqueeze(1))  # (B, H) -> (B, 1, H)
+        elif self.family.has_pooler:
+            logits = head(model.dropout(model.base_model.pooler(features.unsqueeze(1))))
+        else:
+            logits = head(features)
+        return logits
+
+
+def _position_offset(config: Any) -> int:
+    # RoBERTa's first real position is padding_idx + 1; every other family starts at 0.
+    return int(config.pad_token_id) + 1 if config.model_type == "roberta" else 0

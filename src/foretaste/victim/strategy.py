@@ -1,0 +1,129 @@
+"""The five fine-tuning strategies of Zhao et al. (2024, arXiv 2402.12168), each with the paper's settings.
+
+Appendix B prints learning rates 2e-5 or 2e-3 "by strategy", LoRA rank 8 and dropout 0.1, 4 or 5 virtual tokens,
+encoder hidden size 64 or 128; alpha 16 is from the released code. Warm-up and the rest live in `tune`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
+
+from foretaste.spec import Registry, spec
+
+__all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy"]
+
+
+class Strategy(Protocol):
+    """Which parameters are trained, and how fast by default."""
+
+    name: ClassVar[str]
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's peak learning rate."""
+
+    def peft_config(self, model_config: Any) -> PeftConfig | None:
+        """Return the adapter's PEFT configuration for a model, or None when all its weights are trained."""
+
+
+@spec
+class Full:
+    """Full-parameter fine-tuning."""
+
+    name: ClassVar[str] = "full"
+    learning_rate: float = 2e-5
+
+    def peft_config(self, model_config: Any) -> None:
+        return None
+
+
+@spec
+class Lora:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) on the attention projections PEFT chooses for the family."""
+
+    name: ClassVar[str] = "lora"
+    learning_rate: float = 2e-3
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.1
+    target_modules: tuple[str, ...] | None = None
+
+    def peft_config(self, model_config: Any) -> PeftConfig:
+        return LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(self.target_modules) if self.target_modules else None,
+        )
+
+
+@spec
+class PromptTuning:
+    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): free embeddings before the text."""
+
+    name: ClassVar[str] = "prompt_tuning"
+    learning_rate: float = 2e-3
+    virtual_tokens: int = 5
+
+    def peft_config(self, model_config: Any) -> PeftConfig:
+        return _soft_prompt(PromptTuningConfig, model_config, num_virtual_tokens=self.virtual_tokens)
+
+
+@spec
+class PTuningV1:
+    """P-tuning (Liu et al. 2021, arXiv 2103.10385): a small encoder makes the embeddings before the text."""
+
+    name: ClassVar[str] = "p_tuning_v1"
+    learning_rate: float = 2e-3
+    virtual_tokens: int = 5
+    encoder_hidden_size: int = 128
+
+    def peft_config(self, model_config: Any) -> PeftConfig:
+        return _soft_prompt(
+            PromptEncoderConfig,
+            model_config,
+            num_virtual_tokens=self.virtual_tokens,
+            encoder_hidden_size=self.encoder_hidden_size,
+        )
+
+
+@spec
+class PTuningV2:
+    """P-tuning v2 (Liu et al. 2021, arXiv 2110.07602): a prefix of keys and values in every layer.
+
+    PEFT uses the hidden size only with `projection`; without it the paper's "encoder hidden size" has no effect.
+    """
+
+    name: ClassVar[str] = "p_tuning_v2"
+    learning_rate: float = 2e-3
+    virtual_tokens: int = 5
+    encoder_hidden_size: int = 128
+    projection: bool = False
+
+    def peft_config(self, model_config: Any) -> PeftConfig:
+        return _soft_prompt(
+            PrefixTuningConfig,
+            model_config,
+            num_virtual_tokens=self.virtual_tokens,
+            encoder_hidden_size=self.encoder_hidden_size,
+            prefix_projection=self.projection,
+        )
+
+
+def _soft_prompt(kind: Any, model_config: Any, **settings: Any) -> PeftConfig:
+    if model_config.model_type == "mpt":  # PEFT looks for other families' field names and gives up
+        settings |= {
+            "num_layers": model_config.n_layers,
+            "num_attention_heads": model_config.n_heads,
+            "token_dim": model_config.d_model,
+        }
+    config: PeftConfig = kind(task_type=TaskType.SEQ_CLS, num_transformer_submodules=1, **settings)
+    return config
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "strategy", {kind.name: kind for kind in (Full, Lora, PromptTuning, PTuningV1, PTuningV2)}
+)
