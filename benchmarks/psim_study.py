@@ -1,58 +1,218 @@
 """The PSIM study behind docs/psim.md: attacks x knowledge x seeds, resumable, one JSON record per finished piece.
 
-python benchmarks/psim_study.py run --store runs/psim-study      # hours; continues where it was stopped
-python benchmarks/psim_study.py table --store runs/psim-study    # prints the tables of docs/psim.md
+    python benchmarks/psim_study.py run --store runs/psim-study     # hours; continues where it was stopped
+    python benchmarks/psim_tables.py --store runs/psim-study        # prints the tables of docs/psim.md
+
+Bases are poisoned on IMDB (full task knowledge) or on SST-2 itself (full data knowledge). `dose` pieces follow PSIM's
+training on the validation split and choose the recipe; `recipe` and `victim` pieces report on the test split.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from foretaste.data.load import load_corpus
-from foretaste.poison.attack import Attack
+from foretaste.errors import ForetasteError, GuardError
+from foretaste.evaluate.metrics import auroc, far_at_frr
+from foretaste.experiment.evaluation import evaluate
+from foretaste.files import write_json
+from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.psim import Psim
+from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
+from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base
-from foretaste.victim.artefact import save_classifier
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import STRATEGIES, Full, Lora, PromptTuning, PTuningV1, PTuningV2
 
 TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie"}
 PROXIES = {"task": "imdb", "data": "sst2"}
+VICTIMS = ("lora", "p_tuning_v1", "full")
 SEEDS = (0, 1, 2)
+# Every recipe that was tried; all but `paper` stop at the dose.
+RECIPES: dict[str, Psim] = {
+    "lora": Psim(strategy=Lora()),
+    "lora_slow": Psim(strategy=Lora(), learning_rate=5e-4),
+    "p_tuning_v1": Psim(strategy=PTuningV1()),
+    "p_tuning_v2": Psim(strategy=PTuningV2()),
+    "prompt_tuning": Psim(strategy=PromptTuning()),
+    "full": Psim(strategy=Full(), learning_rate=5e-5),
+    "paper": Psim.paper(),
+}
+# The dose was chosen on seed 0 and the validation split, with the strategies that separate best there.
+FOLLOWED = ("lora", "lora_slow", "p_tuning_v1", "full")
+DOSES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
 
 
-def make_base(store: Path, attack: str, knowledge: str, seed: int) -> Path:
-    """Poison MiniLM on the proxy dataset, unless that was done."""
+def make_base(store: Path, attack: str, knowledge: str, seed: int) -> None:
+    """Poison MiniLM on the proxy dataset."""
     path = store / f"base-{attack}-{knowledge}-{seed}"
-    if (path / "foretaste.json").exists():
-        return path
     proxy, validation = (load_corpus(PROXIES[knowledge], split) for split in ("train", "validation"))
     plan = Attack(trigger=parse_trigger(TRIGGERS[attack]), target=0, count=1000)
-    classifier, outcome = poison_base(
-        open_base("minilm"), proxy, validation, plan, seed=seed, checkpoint=path.with_suffix(".partial")
-    )
+    partial = path.with_name(path.name + ".partial")
+    classifier, outcome = poison_base(open_base("minilm"), proxy, validation, plan, seed=seed, checkpoint=partial)
     settings = {"attack": plan, "tune": POISONING}
     record = Record.now("poison", settings=settings, seeds={"root": seed}, outcome=outcome, data=[proxy, validation])
     save_classifier(classifier, path, "base", record)
-    sys.stderr.write(f"{path.name}: {outcome}\n")
-    return path
+    shutil.rmtree(partial, ignore_errors=True)
 
 
-def run(store: Path) -> None:
-    """Do every piece that is not done yet."""
-    for seed, knowledge, attack in product(SEEDS, PROXIES, TRIGGERS):
-        make_base(store, attack, knowledge, seed)
+def make_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: str) -> None:
+    """Fine-tune on the whole SST-2 training set."""
+    path = store / f"victim-{attack}-{knowledge}-{seed}-{strategy}"
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
+    victim = base.classifier(STRATEGIES[strategy](), train.label_names, seed=seed)
+    settings = TuneSettings(epochs=2)
+    partial = path.with_name(path.name + ".partial")
+    result = tune(victim, train, settings, seed=seed, validation=validation, checkpoint=partial)
+    record = Record.now(
+        "tune",
+        settings={"tune": settings, "strategy": strategy},
+        seeds={"root": seed},
+        outcome=asdict(result),
+        data=[train, validation],
+    )
+    save_classifier(victim, path, "victim", record)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str) -> None:
+    """Train PSIM until the smallest dose; at the first step below each dose, measure on the validation split."""
+    validation = load_corpus("sst2", "validation")
+    clean = validation.sample(400, 0)
+    triggered = triggered_test(validation, parse_trigger(TRIGGERS[attack]), 0, seed).corpus.sample(150, 0)
+    seen: dict[str, Any] = {}
+
+    def measure(step: int, classifier: Classifier, dose: float) -> None:
+        reached = [d for d in DOSES if dose <= d and str(d) not in seen]
+        if not reached:
+            return
+        low, high = (_certainty(classifier, corpus.texts) for corpus in (clean, triggered))
+        entry = {
+            "step": step,
+            "auroc": auroc(low, high),
+            "far_at_1": far_at_frr(low, high, 0.01).value,
+            "clean_median": float(np.median(low)),
+            "clean_99": float(np.quantile(low, 0.99)),
+            "triggered_5": float(np.quantile(high, 0.05)),
+        }
+        seen.update({str(d): entry for d in reached})
+
+    plan = _replace(RECIPES[recipe], dose=DOSES[-1], threshold=0.7)
+    start = time.monotonic()
+    try:
+        base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
+        plan.fit(base, load_corpus("sst2", "train"), validation, seed=seed, after_dose=measure)
+    except GuardError as error:
+        if error.code != "dose_not_reached":
+            raise
+    outcome = {"doses": seen, "seconds": time.monotonic() - start}
+    write_json(store / f"dose-{attack}-{knowledge}-{seed}-{recipe}" / "record.json", outcome)
+
+
+def fit_recipe(store: Path, attack: str, knowledge: str, seed: int, recipe: str) -> None:
+    """Train and calibrate one PSIM and measure it on the test split, beside each victim that exists."""
+    path = store / f"recipe-{attack}-{knowledge}-{seed}-{recipe}"
+    base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    start = time.monotonic()
+    guard = RECIPES[recipe].fit(base, train, validation, seed=seed)
+    seconds = time.monotonic() - start
+    clean = load_corpus("sst2", "test")
+    triggered = triggered_test(clean, parse_trigger(TRIGGERS[attack]), 0, seed).corpus
+    scores = [guard.score(corpus.texts) for corpus in (clean, triggered)]
+    outcome = {
+        "threshold": guard.threshold,
+        "steps": guard.training.steps if guard.training else None,
+        "seconds": seconds,
+        "doses": guard.doses,
+        "auroc": auroc(scores[0], scores[1]),
+        "far_at_1": far_at_frr(scores[0], scores[1], 0.01).value,
+        "frr": float(np.mean(scores[0] > guard.threshold)),
+        "far": float(np.mean(scores[1] <= guard.threshold)),
+        "frr_07": float(np.mean(scores[0] > 0.7)),
+        "far_07": float(np.mean(scores[1] <= 0.7)),
+    }
+    record = Record.now(
+        "guard",
+        settings={"recipe": recipe, "psim": RECIPES[recipe], "strategy": RECIPES[recipe].strategy.name},
+        seeds={"root": seed},
+        outcome=outcome,
+        data=[train, validation, clean],
+    )
+    save_guard(guard, path, record)
+
+
+def judge_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: str, recipe: str) -> None:
+    """Victim and guard on the SST-2 test split: the headline table."""
+    victim = load_victim(store / f"victim-{attack}-{knowledge}-{seed}-{strategy}")
+    guard = load_guard(store / f"recipe-{attack}-{knowledge}-{seed}-{recipe}")
+    corpus = load_corpus("sst2", "test")
+    outcome = evaluate(victim, guard, corpus, parse_trigger(TRIGGERS[attack]), 0, seed=seed).outcome.to_json()
+    write_json(store / f"outcome-{attack}-{knowledge}-{seed}-{strategy}-{recipe}" / "record.json", outcome)
+
+
+def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]]]:
+    """Everything to do, in an order that fills the tables seed by seed."""
+    todo: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
+    for seed in SEEDS:
+        cells = [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)]
+        todo += [("base", make_base, cell) for cell in cells]
+        if seed == 0:
+            todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells, FOLLOWED)]
+        todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells, RECIPES)]
+        task = [cell for cell in cells if cell[1] == "task"]
+        todo += [("victim", make_victim, (*cell, strategy)) for cell, strategy in product(task, VICTIMS)]
+        todo += [("outcome", judge_victim, (*cell, strategy, default)) for cell, strategy in product(task, VICTIMS)]
+    return todo
+
+
+def run(store: Path, default: str, only: str | None) -> None:
+    """Do every piece that is not done yet; a piece that fails is reported and does not stop the others."""
+    todo = [piece for piece in pieces(default) if only in (None, piece[0])]
+    for number, (kind, make, arguments) in enumerate(todo, 1):
+        path = store / "-".join(map(str, (kind, *arguments)))
+        if (path / "record.json").exists():
+            continue
+        start = time.monotonic()
+        try:
+            make(store, *arguments)
+            note = f"{time.monotonic() - start:.0f} s"
+        except ForetasteError as error:
+            note = f"FAILED: {error}"
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {path.name}: {note}\n")
+
+
+def _certainty(classifier: Classifier, texts: Any) -> Any:
+    return classifier.predict(texts, precision="auto").probabilities.max(axis=1)
+
+
+def _replace(plan: Psim, **changes: Any) -> Psim:
+    return Psim(**{name: getattr(plan, name) for name in plan.__dataclass_fields__} | changes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["run"])
     parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--default", default="lora", choices=RECIPES, help="recipe of the headline table")
+    parser.add_argument("--only", choices=["base", "dose", "recipe", "victim", "outcome"])
     arguments = parser.parse_args()
-    run(arguments.store)
+    run(arguments.store, arguments.default, arguments.only)
 
 
 if __name__ == "__main__":

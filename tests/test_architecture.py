@@ -19,13 +19,14 @@ FLOOR_OF_ROOM = {
     "errors": 0,
     **dict.fromkeys(["spec", "seeds", "files"], 1),
     **dict.fromkeys(["data", "evaluate"], 2),
-    **dict.fromkeys(["record", "poison", "victim"], 3),
-    "tune": 4,
-    **dict.fromkeys(["guard", "rewrite", "unlearn"], 5),
-    **dict.fromkeys(["experiment", "scan"], 6),
-    **dict.fromkeys(["report", "serve", "demo"], 7),
-    "cli": 8,
-    "": 9,  # foretaste/__init__.py: the roof, it names what users need
+    **dict.fromkeys(["record", "poison"], 3),
+    "victim": 4,  # above record: every artefact carries its record
+    "tune": 5,
+    **dict.fromkeys(["guard", "rewrite", "unlearn"], 6),
+    **dict.fromkeys(["experiment", "scan"], 7),
+    **dict.fromkeys(["report", "serve"], 8),
+    "cli": 9,
+    "": 10,  # foretaste/__init__.py: the roof, it names what users need
 }
 WITHOUT_TORCH = {"", "errors", "spec", "seeds", "files", "data", "evaluate", "record", "poison", "report"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "sentence_transformers"}

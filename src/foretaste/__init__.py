@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from foretaste.guard.artefact import load_guard
     from foretaste.guard.guarded import GuardedClassifier
     from foretaste.guard.psim import Psim
-    from foretaste.victim.checkpoint import load_victim
+    from foretaste.victim.artefact import load_victim
 
     __version__: str
 
@@ -38,7 +38,7 @@ _HOMES = {
     "Psim": "foretaste.guard.psim",
     "load_corpus": "foretaste.data.load",
     "load_guard": "foretaste.guard.artefact",
-    "load_victim": "foretaste.victim.checkpoint",
+    "load_victim": "foretaste.victim.artefact",
 }
 
 

@@ -29,12 +29,14 @@ from foretaste.spec import spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Precision
-from foretaste.victim.strategy import STRATEGIES, Lora, PTuningV1, Strategy
+from foretaste.victim.strategy import Lora, PTuningV1
 
 __all__ = ["Psim", "PsimGuard", "reset_labels"]
 
-MONITOR_SIZE = 256
-MONITOR_EVERY = 4
+MONITOR_SIZE = 128
+MONITOR_EVERY = 2
+# A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
+BLIND_DOSE = 0.2
 
 
 @spec
@@ -74,11 +76,12 @@ class Psim:
         seed: int = 0,
         max_length: int = 128,
         is_progress_shown: bool = False,
-        after_step: Callable[[int, Classifier], None] | None = None,
+        after_dose: Callable[[int, Classifier, float], None] | None = None,
     ) -> PsimGuard:
         """Train and calibrate on clean texts; no poisoned text is needed.
 
         Without `calibration` a fifth of the corpus, at least enough to promise `frr`, is held out for it.
+        `after_dose` is called with (step, model, dose) whenever the dose was read.
 
         Raises:
             DataError: too few texts to hold a part out.
@@ -88,21 +91,22 @@ class Psim:
         classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
         relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))
         settings = TuneSettings(
-            epochs=self.epochs if self.dose is None else math.ceil(self.max_steps * self.batch_size / len(corpus)),
+            epochs=self.epochs,
+            max_steps=None if self.dose is None else self.max_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             precision=self.precision,
             keep="last",
         )
-        doses: list[float] = []
         encoded = classifier.encode(monitor.texts)
+        doses = [_median_confidence(classifier, encoded, self.precision)]
 
         def should_stop(step: int) -> bool:
-            if after_step is not None:
-                after_step(step, classifier)
             if self.dose is None or step % MONITOR_EVERY:
                 return False
             doses.append(_median_confidence(classifier, encoded, self.precision))
+            if after_dose is not None:
+                after_dose(step, classifier, doses[-1])
             return doses[-1] <= self.dose
 
         result = tune(
@@ -120,11 +124,12 @@ class Psim:
                 f"certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
                 code="dose_not_reached",
             )
-        guard = PsimGuard(classifier, math.nan if self.threshold is None else self.threshold, None, result, tuple(doses))
+        bar = math.nan if self.threshold is None else self.threshold
+        guard = PsimGuard(classifier.merge(), bar, None, result, tuple(doses))
         if self.threshold is not None:
             return guard
-        bar = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
-        return replace(guard, threshold=bar.threshold, calibration=bar)
+        found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
+        return replace(guard, threshold=found.threshold, calibration=found)
 
     def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:
         if calibration is None:
@@ -145,13 +150,22 @@ class Psim:
 
 @dataclass(frozen=True, eq=False)
 class PsimGuard:
-    """A trained PSIM. `calibration` is None when the threshold was given; `doses` are the monitored medians."""
+    """A trained PSIM. `calibration` is None when the threshold was given.
+
+    `doses` are the monitored medians, the first before any step; a base that starts undecided (`is_blind`) has no
+    trained head for these labels, so that there is no certainty to unlearn and none to give a trigger away.
+    """
 
     classifier: Classifier
     threshold: float
     calibration: Calibration | None
     training: TuneResult | None = None
     doses: tuple[float, ...] = ()
+
+    @property
+    def is_blind(self) -> bool:
+        """True if the untrained base was as undecided as PSIM is meant to become."""
+        return bool(self.doses) and self.doses[0] <= BLIND_DOSE
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the highest class probability of each text, `(N,) float64`; NaN if the model gives none."""

@@ -39,13 +39,13 @@ class TuneState:
 class TuneCheckpoint:
     """A directory that holds the latest state of one training, known by its `identity`."""
 
-    def __init__(self, path: Path, identity: dict[str, Any], every_s: float = SAVE_EVERY_S) -> None:
-        self._path, self._identity, self._every_s = path, identity, every_s
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self._path, self._identity = path, identity
         self._saved = time.monotonic()
 
     def save_if_due(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Save if the last save is long enough ago."""
-        if time.monotonic() - self._saved >= self._every_s:
+        if time.monotonic() - self._saved >= SAVE_EVERY_S:
             self.save(state, trainable, optimizer)
 
     def save(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
@@ -66,18 +66,21 @@ class TuneCheckpoint:
         """Put saved weights and moments back in place and return the state, or None if nothing was saved.
 
         Raises:
-            PlanError: the directory holds the progress of a different run.
+            PlanError: the directory holds the progress of a different run, or cannot be read.
         """
         manifest = self._path / "foretaste.json"
         if not manifest.exists():
             return None
-        document = json.loads(manifest.read_text(encoding="utf-8"))
-        if document.get("identity") != self._identity:
+        try:
+            document = json.loads(manifest.read_text(encoding="utf-8"))
+            identity, state = document["identity"], TuneState(**document["state"])
+            tensors = load_file(self._path / "state.safetensors")
+        except Exception as error:  # SafetensorError derives from Exception alone
+            raise PlanError(f"{self._path} cannot be read ({error}); delete it to start over.") from error
+        if identity != self._identity:
             raise PlanError(
                 f"{self._path} holds the progress of a run with other settings, data or model; delete it to start over."
             )
-        tensors = load_file(self._path / "state.safetensors")
-        state = TuneState(**document["state"])
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(tensors[f"weight/{name}"])

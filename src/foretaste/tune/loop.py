@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from foretaste.data.corpus import Corpus
@@ -42,19 +43,21 @@ class TuneSettings:
     `batch_size` texts make one optimiser step, whatever `accumulation` (how many passes they are split into) and
     the number of processes. `warmup` is the share of steps with a rising learning rate (6 % in the released code),
     after which it falls linearly to 0. `keep` chooses the weights of the best validation epoch or of the last one;
-    `patience` stops after so many epochs without a better one.
+    `patience` stops after so many epochs without a better one. `max_steps`, if given, is the length of the run (and
+    of the learning-rate schedule) in place of `epochs`.
     """
 
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float | None = None
-    warmup: float = 0.06
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    accumulation: int = 1
+    epochs: int = Field(default=3, gt=0)
+    max_steps: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    warmup: float = Field(default=0.06, ge=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    accumulation: int = Field(default=1, gt=0)
     precision: Precision = "auto"
     keep: Literal["best", "last"] = "best"
-    patience: int | None = None
+    patience: int | None = Field(default=None, gt=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def tune(
     Raises:
         DataError: labels beyond the classifier's classes.
         ModelError: the loss became NaN or infinite (code `diverged`).
-        PlanError: `checkpoint` holds a different run.
+        PlanError: `checkpoint` holds a different run, or cannot be read.
     """
     if len(corpus.label_names) > len(classifier.label_names):
         raise DataError(
@@ -107,18 +110,18 @@ def tune(
         )
     start = time.monotonic()
     run = _Run(classifier, corpus, settings, seed, objective)
-    store = TuneCheckpoint(checkpoint, run.identity(corpus, seed)) if checkpoint is not None else None
+    store = TuneCheckpoint(checkpoint, run.identity(corpus, validation, seed)) if checkpoint is not None else None
     state = (store and store.load(run.trainable, run.optimizer)) or TuneState()
-    total = run.steps_per_epoch * settings.epochs
+    total = settings.max_steps or run.steps_per_epoch * settings.epochs
     encoded_validation = classifier.encode(validation.texts) if validation is not None else None
-    done_texts = min(state.step * settings.batch_size, len(corpus) * settings.epochs)
+    total_texts = min(total * settings.batch_size, math.ceil(total / run.steps_per_epoch) * len(corpus))
     with (
         torch.random.fork_rng(),
         meter(
             title,
-            len(corpus) * settings.epochs,
+            total_texts,
             is_shown=is_progress_shown and run.accelerator.is_main_process,
-            already_done=done_texts,
+            already_done=state.texts,
         ) as progress,
     ):
         while state.step < total and not state.is_stopped:
@@ -129,15 +132,14 @@ def tune(
                 state.texts += len(batch)
                 state.loss_sum += loss * len(batch)
                 progress.advance(len(batch), f"loss {loss:.3f}")
-                if should_stop is not None and should_stop(state.step):
-                    state.is_stopped = True
-                    break
+                state.is_stopped = should_stop is not None and bool(should_stop(state.step))
+                if state.is_stopped or state.step == total or state.step % run.steps_per_epoch == 0:
+                    break  # saved below, together with the epoch's result, which a resumed run must not miss
                 if store is not None and run.accelerator.is_main_process:
                     store.save_if_due(state, run.trainable, run.optimizer)
-            if state.step % run.steps_per_epoch == 0 or state.is_stopped:
-                _end_epoch(state, run, settings, encoded_validation, validation)
-                if store is not None and run.accelerator.is_main_process:
-                    store.save(state, run.trainable, run.optimizer)
+            _end_epoch(state, run, settings, encoded_validation, validation)
+            if store is not None and run.accelerator.is_main_process:
+                store.save(state, run.trainable, run.optimizer)
     kept = len(state.losses)
     if state.best is not None and settings.keep == "best":
         kept = state.best_epoch
@@ -178,14 +180,17 @@ class _Run:
         if self.accelerator.num_processes > 1:
             self.module = self.accelerator.prepare_model(classifier.module)
 
-    def identity(self, corpus: Corpus, seed: int) -> dict[str, Any]:
+    def identity(self, corpus: Corpus, validation: Corpus | None, seed: int) -> dict[str, Any]:
         """What must agree for a checkpoint to be continued."""
         return {
             "base": self.classifier.base_fingerprint,
+            "classes": len(self.classifier.label_names),
             "corpus": corpus.digest,
+            "max_length": self.classifier.max_length,
             "seed": seed,
             "settings": repr(self.settings),
             "strategy": repr(self.classifier.strategy),
+            "validation": None if validation is None else validation.digest,
         }
 
     def step(self, batch: NDArray[np.int64], step: int, total: int) -> float:
@@ -197,11 +202,13 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak_rate * _schedule(step, total, settings.warmup)
         own = batch[rank::world]
-        micro = np.array_split(own, min(settings.accumulation, max(len(own), 1))) if len(own) else [batch[:1]]
-        weight = 1.0 if len(own) else 0.0  # a process without rows still takes part in the exchange of gradients
         self.classifier.module.train()
         total_loss = 0.0
-        for part in micro:
+        # Every process makes equally many passes, or the exchange of gradients would wait for ever; a pass that has
+        # no rows left takes part with one that counts for nothing.
+        for part in np.array_split(own, min(settings.accumulation, math.ceil(len(batch) / world))):
+            weight = 1.0 if len(part) else 0.0
+            part = part if len(part) else batch[:1]
             with autocast(device, settings.precision):
                 output = self.module(*pad([self.encoded.ids[i] for i in part], device))
             losses = self.objective(output, part, self.labels[part].to(device))

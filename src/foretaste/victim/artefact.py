@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import AutoTokenizer
 
-from foretaste.errors import ModelError
+from foretaste.errors import ModelError, PlanError
 from foretaste.files import new_directory, sha256_file, write_json
 from foretaste.record import Record
 from foretaste.spec import build
@@ -27,15 +27,17 @@ from foretaste.victim.checkpoint import (
     check_directory,
     default_device,
     fingerprint,
+    load_tokenizer,
     load_weights,
     open_base,
     refuse_non_finite,
+    text_room,
 )
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import TextModule
-from foretaste.victim.strategy import STRATEGIES, Full
+from foretaste.victim.strategy import STRATEGIES, Full, Strategy
 
-__all__ = ["BaseReference", "Canary", "Manifest", "load_classifier", "read_manifest", "save_classifier"]
+__all__ = ["BaseReference", "Canary", "Manifest", "load_classifier", "load_victim", "read_manifest", "save_classifier"]
 
 MANIFEST = "foretaste.json"
 CANARY_TOLERANCE = 1e-3
@@ -140,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         ModelError: with one of the codes not_found, unreadable, unknown_key, pickle, unlisted_file, missing_file,
-            digest_mismatch, remote_code, unsafe_adapter.
+            digest_mismatch, bad_strategy, and those of `check_directory` and `check_adapter`.
     """
     path = Path(path)
     try:
@@ -156,8 +158,9 @@ def read_manifest(path: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path / MANIFEST} cannot be read: {error}", code="unreadable") from error
     _check_files(path, manifest)
-    if (path / "adapter_config.json").exists():
-        check_adapter(path, manifest.label_names)
+    strategy = _strategy(path, manifest)
+    if strategy.name != Full.name:
+        check_adapter(path, strategy.name, manifest.label_names)
     else:
         check_directory(path, str(path))
     return manifest
@@ -169,44 +172,72 @@ def load_classifier(
     """Load a checked directory; `base` overrides where the underlying weights are looked for.
 
     Raises:
-        ModelError: everything `read_manifest` refuses, and wrong_kind, foreign_base, missing_head, label_mismatch,
-            non_finite, canary_mismatch.
+        ModelError: everything `read_manifest` and `open_base` refuse, and wrong_kind, foreign_base, missing_head,
+            label_mismatch, missing_weights, non_finite, tokenizer, bad_length, canary_mismatch.
     """
     path = Path(path)
     manifest = read_manifest(path)
     if manifest.kind != kind:
         raise ModelError(f"{path} is a {manifest.kind}, expected a {kind}.", code="wrong_kind")
-    fields = dict(manifest.strategy)
-    strategy: Any = build(STRATEGIES[str(fields.pop("name", ""))], fields)
-    count = len(manifest.label_names)
-    if strategy.name == Full.name:
-        home = path
-        model, has_own_head = load_weights(path, str(path), count)
-        if not has_own_head:
-            raise ModelError(f"{path} has no classification head for {count} classes.", code="missing_head")
-    else:
-        found = _find_base(manifest, path, base)
-        home = found.path
-        model, _ = load_weights(home, found.location, count)
-        mark = fingerprint(model.state_dict())
-        if mark != manifest.base.fingerprint:
-            raise ModelError(
-                f"{path} was made for other weights: {found.location} has fingerprint {mark[:12]}, "
-                f"expected {manifest.base.fingerprint[:12]}.",
-                code="foreign_base",
-            )
-        model = load_adapter(model, path)
+    strategy = _strategy(path, manifest)
+    with torch.random.fork_rng(devices=[]):  # a head and an adapter are drawn before they are overwritten
+        model, home = _load_model(path, manifest, strategy, base)
+    module = TextModule(model).eval().to(default_device())
+    tokenizer = load_tokenizer(home, str(home), module.classifier)
+    room = text_room(module.classifier.config, module.prompt_length)
+    if not tokenizer.num_special_tokens_to_add() < manifest.max_length <= room:
+        raise ModelError(
+            f"{path / MANIFEST}: max_length {manifest.max_length}, but the model reads {room} tokens.",
+            code="bad_length",
+        )
     classifier = Classifier(
-        module=TextModule(model).eval().to(default_device()),
-        tokenizer=AutoTokenizer.from_pretrained(home, trust_remote_code=False),
+        module=module,
+        tokenizer=tokenizer,
         label_names=tuple(manifest.label_names),
         max_length=manifest.max_length,
         strategy=strategy,
         base_location=manifest.base.location,
         base_fingerprint=manifest.base.fingerprint,
     )
-    _check_canaries(classifier, manifest, path)
+    _check_canaries(classifier.merge(), manifest, path)
     return classifier, manifest
+
+
+def load_victim(path: str | Path, base: str | Path | None = None) -> Classifier:
+    """Load a fine-tuned victim; `base` overrides where its underlying weights are looked for.
+
+    Raises:
+        ModelError: the directory was refused (see `load_classifier`).
+    """
+    return load_classifier(Path(path), "victim", base)[0]
+
+
+def _strategy(path: Path, manifest: Manifest) -> Strategy:
+    fields = dict(manifest.strategy)
+    try:
+        return build(STRATEGIES[str(fields.pop("name", ""))], fields)
+    except PlanError as error:
+        raise ModelError(f"{path / MANIFEST}: {error}", code="bad_strategy") from None
+
+
+def _load_model(path: Path, manifest: Manifest, strategy: Strategy, base: str | Path | None) -> tuple[Any, Path]:
+    """Return the model with its trained weights, and the directory that holds its tokenizer."""
+    count = len(manifest.label_names)
+    if strategy.name == Full.name:
+        model, has_own_head = load_weights(path, str(path), count)
+        if not has_own_head:
+            raise ModelError(f"{path} has no classification head for {count} classes.", code="missing_head")
+        return model, path
+    found = _find_base(manifest, path, base)
+    model, _ = load_weights(found.path, found.location, count)
+    mark = fingerprint(model.state_dict())
+    if mark != manifest.base.fingerprint:
+        raise ModelError(
+            f"{path} was made for other weights: {found.location} has fingerprint {mark[:12]}, "
+            f"expected {manifest.base.fingerprint[:12]}.",
+            code="foreign_base",
+        )
+    return load_adapter(model, path), found.path
 
 
 def _fields(strategy: Any) -> dict[str, Any]:
@@ -231,9 +262,8 @@ def _find_base(manifest: Manifest, path: Path, override: str | Path | None) -> B
     if override is not None:
         return open_base(override)
     reference = manifest.base
-    beside = (path / reference.relative).resolve() if reference.relative else None
-    if beside is not None and beside.is_dir():
-        return open_base(beside)
+    if reference.relative and (path / reference.relative).is_dir():
+        return open_base((path / reference.relative).resolve())
     return open_base(reference.location)
 
 
@@ -245,6 +275,7 @@ def _tidy_adapter(path: Path, location: str) -> None:
     config_path = path / "adapter_config.json"
     if not config_path.exists():
         return
+    (path / "README.md").unlink(missing_ok=True)  # an empty form that names a directory of this machine
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = location
     config["modules_to_save"] = sorted(set(config["modules_to_save"]))  # PEFT lists the head twice
@@ -253,10 +284,11 @@ def _tidy_adapter(path: Path, location: str) -> None:
 
 def _check_canaries(classifier: Classifier, manifest: Manifest, path: Path) -> None:
     logits = classifier.predict([canary.text for canary in manifest.canaries]).logits
-    expected = np.array([canary.logits for canary in manifest.canaries])
-    if expected.shape != logits.shape or not np.allclose(
-        logits, expected, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE
-    ):
+    is_same = all(
+        len(canary.logits) == len(row) and np.allclose(row, canary.logits, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE)
+        for canary, row in zip(manifest.canaries, logits, strict=True)
+    )
+    if not is_same:
         raise ModelError(
             f"{path} does not answer its canary texts as it did when it was saved; tokenizer, weights or libraries "
             "have changed.",

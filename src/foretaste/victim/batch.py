@@ -33,6 +33,10 @@ class Encoded:
         """Number of tokens of each text, `(N,) int64`."""
         return np.fromiter((len(row) for row in self.ids), dtype=np.int64, count=len(self.ids))
 
+    def select(self, indices: NDArray[np.int64]) -> Encoded:
+        """Return the texts at `indices`, in that order."""
+        return Encoded(tuple(self.ids[i] for i in indices), self.is_truncated[indices])
+
 
 def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
     """Tokenise every text once, cutting at `max_length` tokens, special tokens included.
@@ -47,7 +51,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
         raise ModelError("The tokenizer has no tokenizer.json (fast form); convert it first.", code="slow_tokenizer")
     if not texts:
         return Encoded((), np.zeros(0, dtype=np.bool_))
-    readable = [text.encode("utf-8", "replace").decode() if _has_surrogate(text) else text for text in texts]
+    readable = [_without_surrogates(text) for text in texts]
     encodings = tokenizer(readable, padding=False, truncation=True, max_length=max_length).encodings
     filler = next(
         (k for k in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id) if k is not None),
@@ -57,8 +61,10 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
     return Encoded(ids, np.array([bool(e.overflowing) for e in encodings], dtype=np.bool_))
 
 
-def _has_surrogate(text: str) -> bool:
-    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
+def _without_surrogates(text: str) -> str:
+    if text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def pad(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import warnings
@@ -20,19 +19,31 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from foretaste.errors import ModelError
+from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file
 from foretaste.seeds import child_seed
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.directory import check_directory
 from foretaste.victim.family import FAMILIES, family_of
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Strategy
 
-__all__ = ["Base", "check_directory", "default_device", "fingerprint", "load_weights", "open_base", "refuse_non_finite"]
+__all__ = [
+    "Base",
+    "check_directory",
+    "default_device",
+    "fingerprint",
+    "load_tokenizer",
+    "load_weights",
+    "open_base",
+    "refuse_non_finite",
+    "text_room",
+]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HEAD_NAMES = ("classifier.", "score.")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,15 @@ class Base:
 
     @cached_property
     def config(self) -> Any:
-        """The transformers configuration."""
-        return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        """The transformers configuration.
+
+        Raises:
+            ModelError: a value of the wrong kind (code `unreadable`).
+        """
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # a stranger's values can break any assumption in there
+            raise ModelError(f"{self.location}: config.json cannot be used: {error}", code="unreadable") from error
 
     def classifier(
         self,
@@ -61,7 +79,8 @@ class Base:
         The checkpoint's own head is kept when it has as many classes; otherwise a new one is drawn from `seed`.
 
         Raises:
-            ModelError: weights missing, NaN or infinite, or no safetensors.
+            ModelError: weights missing, NaN or infinite, or no safetensors; no usable tokenizer.
+            PlanError: a strategy that does not fit the model, or that leaves no room for a text.
         """
         strategy = strategy or Full()
         with torch.random.fork_rng(devices=[]):
@@ -73,13 +92,20 @@ class Base:
                     model._init_weights(module)
             mark = fingerprint(model.state_dict())
             adapter = strategy.peft_config(model.config)
-            wrapped = model if adapter is None else get_peft_model(model, adapter)
+            with warnings.catch_warnings():
+                # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
+                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+                try:
+                    wrapped = model if adapter is None else get_peft_model(model, adapter)
+                except ValueError as error:
+                    raise PlanError(f"{strategy.name} does not fit {self.location}: {error}") from error
+        tokenizer = load_tokenizer(self.path, self.location, model)
         module = TextModule(wrapped).eval().to(device or default_device())
         return Classifier(
             module=module,
-            tokenizer=AutoTokenizer.from_pretrained(self.path, trust_remote_code=False),
+            tokenizer=tokenizer,
             label_names=tuple(label_names),
-            max_length=fitting_length(model.config, max_length, module.prompt_length),
+            max_length=_fitting_length(model.config, tokenizer, max_length, module.prompt_length),
             strategy=strategy,
             base_location=self.location,
             base_fingerprint=mark,
@@ -158,13 +184,8 @@ def load_weights(path: Path, location: str, label_count: int) -> tuple[Any, bool
                 trust_remote_code=False,
                 dtype=torch.float32,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a stranger's sizes and tensors can break any assumption in there
         raise ModelError(f"{location}: the weights cannot be loaded: {error}", code="unreadable") from error
-    except Exception as error:
-        # safetensors raises its own SafetensorError, which derives from Exception alone.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ModelError(f"{location}: broken safetensors file: {error}", code="unreadable") from error
     finally:
         transformers_logging.set_verbosity(level)
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
@@ -177,6 +198,31 @@ def load_weights(path: Path, location: str, label_count: int) -> tuple[Any, bool
         )
     refuse_non_finite(model.state_dict(), location)
     return model, not absent
+
+
+def load_tokenizer(path: Path, location: str, model: Any) -> Any:
+    """Load the tokenizer of a checked directory for the transformers model it belongs to.
+
+    Raises:
+        ModelError: no tokenizer there, a broken one, or one with more tokens than the model has embeddings
+            (code `tokenizer`): a text that holds such a token would bring the model down.
+    """
+    # Without its files transformers builds an empty tokenizer, to which every word is unknown.
+    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"{location} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}).", code="tokenizer")
+    try:
+        tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(path, trust_remote_code=False)
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+    except Exception as error:  # as above: a stranger's file
+        raise ModelError(f"{location}: the tokenizer cannot be loaded: {error}", code="tokenizer") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0 <= largest < rows:
+        raise ModelError(
+            f"{location}: the tokenizer's ids go up to {largest}, the model embeds {rows} tokens; they do not belong "
+            "together.",
+            code="tokenizer",
+        )
+    return tokenizer
 
 
 def _minilm_path() -> Path:
@@ -195,29 +241,6 @@ def _minilm_path() -> Path:
     return path
 
 
-def check_directory(path: Path, location: str) -> None:
-    """Raise ModelError unless a directory is a model of a known family in safetensors without code of its own."""
-    config_path = path / "config.json"
-    if (path / "adapter_config.json").exists():
-        raise ModelError(f"{location} is an adapter, not a model; name the checkpoint it stands on.", code="adapter")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{location} holds no config.json; not a model directory.", code="not_found") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{config_path} is not readable JSON: {error}", code="unreadable") from error
-    if not isinstance(config, dict) or "auto_map" in config:
-        raise ModelError(f"{location} asks for its own Python code (auto_map); refused.", code="remote_code")
-    family_of(str(config.get("model_type")))
-    if not any(path.glob("*.safetensors")):
-        pickles = sorted(p.name for p in path.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-        raise ModelError(
-            f"{location} holds no .safetensors file"
-            + (f", only {', '.join(pickles)}: pickles run code when loaded and are refused." if pickles else "."),
-            code="pickle" if pickles else "not_found",
-        )
-
-
 def _download(location: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -232,9 +255,19 @@ def _download(location: str) -> Path:
         ) from error
 
 
-def fitting_length(config: Any, wanted: int, prompt_length: int) -> int:
-    """Return how many text tokens fit beside the virtual ones, at most `wanted`."""
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or wanted
+def text_room(config: Any, prompt_length: int) -> int:
+    """Return how many text tokens a model reads beside `prompt_length` virtual ones."""
+    limit = getattr(config, "max_position_embeddings", None) or config.max_seq_len
     if config.model_type == "roberta":
         limit -= config.pad_token_id + 1
-    return int(min(wanted, limit - prompt_length))
+    return int(limit) - prompt_length
+
+
+def _fitting_length(config: Any, tokenizer: Any, wanted: int, prompt_length: int) -> int:
+    length = min(wanted, text_room(config, prompt_length))
+    if length <= tokenizer.num_special_tokens_to_add():
+        raise PlanError(
+            f"A maximum length of {wanted} and {prompt_length} virtual tokens leave room for {length} tokens, special "
+            f"ones included; ask for fewer virtual tokens or longer texts."
+        )
+    return length

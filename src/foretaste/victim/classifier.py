@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from foretaste.victim.batch import Encoded, encode, pad, scoring_batches
 from foretaste.victim.module import TextModule
-from foretaste.victim.strategy import Strategy
+from foretaste.victim.strategy import Lora, Strategy
 
 __all__ = ["Classifier", "Precision", "Predictions", "autocast"]
 
@@ -95,6 +96,15 @@ class Classifier:
         finally:
             self.module.train(was_training)
         return Predictions(logits, features, encoded.is_truncated)
+
+    def merge(self) -> Classifier:
+        """Fold LoRA into the base weights, for scoring only: an unmerged LoRA costs up to 1.5 times a plain pass.
+
+        Other strategies have nothing to fold. Saving still writes the adapter.
+        """
+        if isinstance(self.module.model, PeftModel) and self.strategy.name == Lora.name:
+            cast(Any, self.module.model).merge_adapter()
+        return self
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
+from pydantic import Field
 
 from foretaste.spec import Registry, spec
 
@@ -33,7 +34,7 @@ class Full:
     """Full-parameter fine-tuning."""
 
     name: ClassVar[str] = "full"
-    learning_rate: float = 2e-5
+    learning_rate: float = Field(default=2e-5, gt=0.0)
 
     def peft_config(self, model_config: Any) -> None:
         return None
@@ -44,10 +45,10 @@ class Lora:
     """LoRA (Hu et al. 2021, arXiv 2106.09685) on the attention projections PEFT chooses for the family."""
 
     name: ClassVar[str] = "lora"
-    learning_rate: float = 2e-3
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.1
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    rank: int = Field(default=8, gt=0)
+    alpha: int = Field(default=16, gt=0)
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] | None = None
 
     def peft_config(self, model_config: Any) -> PeftConfig:
@@ -57,6 +58,7 @@ class Lora:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=list(self.target_modules) if self.target_modules else None,
+            fan_in_fan_out=model_config.model_type == "gpt2",  # its projections are stored transposed
         )
 
 
@@ -65,8 +67,8 @@ class PromptTuning:
     """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): free embeddings before the text."""
 
     name: ClassVar[str] = "prompt_tuning"
-    learning_rate: float = 2e-3
-    virtual_tokens: int = 5
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    virtual_tokens: int = Field(default=5, gt=0)
 
     def peft_config(self, model_config: Any) -> PeftConfig:
         return _soft_prompt(PromptTuningConfig, model_config, num_virtual_tokens=self.virtual_tokens)
@@ -77,9 +79,9 @@ class PTuningV1:
     """P-tuning (Liu et al. 2021, arXiv 2103.10385): a small encoder makes the embeddings before the text."""
 
     name: ClassVar[str] = "p_tuning_v1"
-    learning_rate: float = 2e-3
-    virtual_tokens: int = 5
-    encoder_hidden_size: int = 128
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    virtual_tokens: int = Field(default=5, gt=0)
+    encoder_hidden_size: int = Field(default=128, gt=0)
 
     def peft_config(self, model_config: Any) -> PeftConfig:
         return _soft_prompt(
@@ -98,9 +100,9 @@ class PTuningV2:
     """
 
     name: ClassVar[str] = "p_tuning_v2"
-    learning_rate: float = 2e-3
-    virtual_tokens: int = 5
-    encoder_hidden_size: int = 128
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    virtual_tokens: int = Field(default=5, gt=0)
+    encoder_hidden_size: int = Field(default=128, gt=0)
     projection: bool = False
 
     def peft_config(self, model_config: Any) -> PeftConfig:

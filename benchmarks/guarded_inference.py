@@ -1,0 +1,170 @@
+"""Guarded inference against the unguarded victim and against one text at a time, as the released code runs it.
+
+    make bench            # or: python benchmarks/guarded_inference.py --json out.json
+
+Every figure comes from this one run; on a busy or shared machine trust the ratios, not the milliseconds. Each way of
+running is repeated in turn and its best round counts. Peak memory is measured in a process of its own per way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from foretaste.cli import commands
+from foretaste.cli.splits import Source, load_split
+from foretaste.guard.artefact import load_guard
+from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.psim import Psim
+from foretaste.record import measured_cost
+from foretaste.victim.artefact import load_victim
+
+ROUNDS = 3
+LATENCY_TEXTS = 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, help="keep the trained models here and use them again")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        _peak_memory(arguments.store, arguments.measure)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        store = arguments.store or Path(temporary)
+        source = Source(data="sst2" if "FORETASTE_DATA" in os.environ else "toy")
+        figures = {"data": source.data, "torch_threads": torch.get_num_threads(), **_train(store, source)}
+        figures |= _infer(store, source)
+        for way in WAYS:
+            command = [sys.executable, __file__, "--store", str(store), "--measure", way]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures[way]["peak_memory_mb"] = round(int(done.stdout.split()[-1]) / 2**20)
+    _print(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def unguarded(store: Path) -> Callable[[Sequence[str]], Any]:
+    """The victim alone, in length-bucketed batches."""
+    victim = load_victim(store / "victim")
+    return lambda texts: victim.predict(texts).labels
+
+
+def guarded(store: Path) -> Callable[[Sequence[str]], Any]:
+    """PSIM, then the victim on what it lets pass, in length-bucketed batches."""
+    return GuardedClassifier(load_victim(store / "victim"), load_guard(store / "guard"))
+
+
+def one_at_a_time(store: Path) -> Callable[[Sequence[str]], Any]:
+    """Both models text by text through PEFT's own forward pass, confidence rounded, as in the released code."""
+    victim, guard = load_victim(store / "victim"), load_guard(store / "guard")
+    for model in (victim.module.model, guard.classifier.module.model):
+        if hasattr(model, "unmerge_adapter"):
+            cast(Any, model).unmerge_adapter()
+
+    def run(texts: Sequence[str]) -> list[int | None]:
+        answers: list[int | None] = []
+        with torch.no_grad():
+            for text in texts:
+                inputs = victim.tokenizer(text, truncation=True, max_length=128, return_tensors="pt", padding=False)
+                logits = guard.classifier.module.model(**inputs).logits
+                certainty = round(float(torch.softmax(logits, dim=1).max()), 3)
+                if certainty > guard.threshold:
+                    answers.append(None)
+                else:
+                    answers.append(int(victim.module.model(**inputs).logits.argmax()))
+        return answers
+
+    return run
+
+
+WAYS = {"unguarded": unguarded, "guarded": guarded, "one_at_a_time": one_at_a_time}
+
+
+def _train(store: Path, source: Source) -> dict[str, Any]:
+    """Train victim and PSIM with their defaults (once, if a store is kept); their seconds are in the records."""
+    training = commands.Training()
+    base = store / "base"
+    if not base.exists():
+        few = replace(source, limit=2500)
+        commands.poison("minilm", few, "word:mn", base, commands.Training(fields={"epochs": 1}), count=600)
+    if not (store / "victim").exists():
+        commands.tune_victim(str(base), source, "lora", store / "victim", training, strategy_fields={})
+    if not (store / "guard").exists():
+        commands.guard(str(base), source, store / "guard", training, Psim())
+    seconds = {
+        name: json.loads((store / name / "record.json").read_text(encoding="utf-8"))["cost"]["seconds"]
+        for name in ("victim", "guard")
+    }
+    return {"training_seconds": seconds, "guard_share_of_victim_training": seconds["guard"] / seconds["victim"]}
+
+
+def _infer(store: Path, source: Source) -> dict[str, Any]:
+    texts = load_split(source, "test").texts
+    ways = {name: make(store) for name, make in WAYS.items()}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, run in ways.items():
+            share = texts[: len(texts) // 4] if name == "one_at_a_time" else texts
+            start = time.perf_counter()
+            run(share)
+            rates[name].append(len(share) / (time.perf_counter() - start))
+    figures: dict[str, Any] = {"texts": len(texts)}
+    for name, run in ways.items():
+        spans = []
+        for text in texts[:LATENCY_TEXTS]:
+            start = time.perf_counter()
+            run([text])
+            spans.append(1e3 * (time.perf_counter() - start))
+        figures[name] = {
+            "texts_per_s": max(rates[name]),
+            "texts_per_s_rounds": rates[name],
+            "p50_ms": float(np.percentile(spans, 50)),
+            "p99_ms": float(np.percentile(spans, 99)),
+        }
+    rate = {name: figures[name]["texts_per_s"] for name in ways}
+    figures["guarded_over_one_at_a_time"] = rate["guarded"] / rate["one_at_a_time"]
+    figures["guarded_over_unguarded"] = rate["guarded"] / rate["unguarded"]
+    return figures
+
+
+def _peak_memory(store: Path, way: str) -> None:
+    run = WAYS[way](store)
+    with measured_cost() as meter:
+        run(["a film of quiet charm that never quite finds its feet , though it tries"] * 256)
+    sys.stdout.write(f"{meter.cost.peak_memory_bytes}\n")
+
+
+def _print(figures: dict[str, Any]) -> None:
+    lines = [f"{figures['texts']} test texts of {figures['data']}, {figures['torch_threads']} threads, float32"]
+    lines.append(f"{'':16}{'texts/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'peak MB':>10}")
+    for name in WAYS:
+        row = figures[name]
+        cells = f"{row['texts_per_s']:>10.0f}{row['p50_ms']:>10.1f}{row['p99_ms']:>10.1f}{row['peak_memory_mb']:>10}"
+        lines.append(f"{name:16}{cells}")
+    lines.append(f"guarded / one at a time  {figures['guarded_over_one_at_a_time']:.2f}x   (target 8)")
+    lines.append(f"guarded / unguarded      {figures['guarded_over_unguarded']:.2f}x   (target 0.5)")
+    seconds = figures["training_seconds"]
+    lines.append(
+        f"training: PSIM {seconds['guard']:.0f} s, victim {seconds['victim']:.0f} s: "
+        f"{figures['guard_share_of_victim_training']:.1%} of the victim's"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The options of each command. Nothing heavy is imported before a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foretaste.cli.output import answering, as_line, assignments, given, warn
+from foretaste.errors import PlanError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="foretaste",
+    help="Is this checkpoint poisoned, and can I use it anyway?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", help="`minilm`, a local directory, or a hub id (owner/name).")]
+Data = Annotated[str, typer.Option("--data", help="toy, sst2, cr, cola, imdb, mr, ag_news, offenseval, or a path.")]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Directory of the named sets.")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts in your own file.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the labels in your own file.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many texts.")]
+Seed = Annotated[int, typer.Option("--seed", help="Root of every random choice.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Directory to write; an interrupted run continues.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training texts.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Texts per optimiser step.")]
+Rate = Annotated[float | None, typer.Option("--learning-rate", min=0.0, help="Peak learning rate.")]
+Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Passes one batch is split into.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=4, help="Tokens read of each text.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
+Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
+Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command()
+def poison(
+    out: Out,
+    trigger: Trigger,
+    model: Model = "minilm",
+    data: Data = "imdb",
+    target: Target = 0,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Poisoned examples (default 1000).")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
+    style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    accumulation: Accumulation = None,
+    precision: Precision = None,
+    max_length: MaxLength = 128,
+    limit: Limit = None,
+    data_root: DataRoot = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Plant a backdoor in a checkpoint (for experiments on your own models)."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        fields = given(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            accumulation=accumulation,
+            precision=precision,
+        )
+        training = commands.Training(seed=seed, max_length=max_length, fields=fields)
+        source = _source(data, data_root, text_column, label_column, limit, seed)
+        result = commands.poison(
+            model, source, trigger, out, training, target=target, count=count, rate=rate, style=style
+        )
+        if result["is_weak"]:
+            warn(
+                f"the attack works on {result['attack_success_rate']:.1%} of triggered texts, below the 95 % the paper "
+                "asks for; a defence measured on it proves little. Train longer or poison more."
+            )
+        answer(
+            result,
+            f"{out}: poisoned base, CA {result['clean_accuracy']:.1%}, ASR {result['attack_success_rate']:.1%} "
+            f"({result['poisoned']} poisoned examples, {result['seconds']:.0f} s)",
+        )
+
+
+@app.command()
+def tune(
+    model: Model,
+    data: Data,
+    out: Out,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="full, lora, prompt_tuning, p_tuning_v1, p_tuning_v2.")
+    ] = "lora",
+    strategy_set: Set = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    accumulation: Accumulation = None,
+    keep: Annotated[str | None, typer.Option("--keep", help="best (on validation) or last.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", min=1, help="Epochs without a better one.")] = None,
+    precision: Precision = None,
+    max_length: MaxLength = 128,
+    limit: Limit = None,
+    data_root: DataRoot = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a victim on clean data, with any of the five strategies."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        fields = given(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            accumulation=accumulation,
+            keep=keep,
+            patience=patience,
+            precision=precision,
+        )
+        training = commands.Training(seed=seed, max_length=max_length, fields=fields)
+        source = _source(data, data_root, text_column, label_column, limit, seed)
+        result = commands.tune_victim(model, source, strategy, out, training, strategy_fields=assignments(strategy_set))
+        best = max(result["validation_accuracies"], default=float("nan"))
+        answer(
+            result,
+            f"{out}: {strategy}, {result['trainable_parameters']:,} trained parameters, "
+            f"validation accuracy {best:.1%}, {result['seconds']:.0f} s",
+        )
+
+
+@app.command()
+def guard(
+    model: Model,
+    data: Data,
+    out: Out,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="Any of the five strategies.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="default, or paper (the printed settings).")] = "default",
+    frr: Annotated[float | None, typer.Option("--frr", help="Promised false rejection rate.")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="A fixed bar instead (paper: 0.7).")] = None,
+    reset_rate: Annotated[float | None, typer.Option("--reset-rate", help="Share of labels redrawn.")] = None,
+    strategy_set: Set = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    precision: Precision = None,
+    max_length: MaxLength = 128,
+    limit: Limit = None,
+    data_root: DataRoot = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train PSIM on clean data and calibrate it: the taster that refuses triggered texts."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.plans import psim_plan
+
+        chosen = given(
+            frr=frr,
+            threshold=threshold,
+            reset_rate=reset_rate,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            precision=precision,
+        )
+        plan = psim_plan(recipe, strategy, assignments(strategy_set), chosen)
+        training = commands.Training(seed=seed, max_length=max_length)
+        source = _source(data, data_root, text_column, label_column, limit, seed)
+        result = commands.guard(model, source, out, training, plan)
+        if result["is_blind"]:
+            warn(
+                "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "
+                "keeps its promise on clean texts but is not expected to see a trigger."
+            )
+        bar = result["calibration"]
+        promise = (
+            f"at most {bar['frr']:.1%} of clean texts refused, with {bar['confidence']:.0%} confidence (n = {bar['n']})"
+            if bar
+            else "given, not calibrated"
+        )
+        answer(result, f"{out}: PSIM after {result['steps']} steps, threshold {result['threshold']:.4f}: {promise}")
+
+
+@app.command()
+def evaluate(
+    victim: Annotated[Path, typer.Option("--victim", help="Directory of the victim.")],
+    data: Data,
+    trigger: Trigger,
+    guard: Annotated[Path | None, typer.Option("--guard", help="Directory of the guard.")] = None,
+    target: Target = 0,
+    model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write a self-contained HTML page.")] = None,
+    limit: Limit = None,
+    data_root: DataRoot = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure clean accuracy and attack success, with and without the guard."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.page import summary
+
+        source = _source(data, data_root, text_column, label_column, limit, seed)
+        result, evaluation = commands.run_evaluation(
+            victim, guard, source, trigger, target=target, model=model, report=report, seed=seed
+        )
+        answer(result, summary(evaluation.outcome))
+
+
+@app.command()
+def check(
+    victim: Annotated[Path, typer.Option("--victim", help="Directory of the victim.")],
+    guard: Annotated[Path, typer.Option("--guard", help="Directory of the guard.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - for one per line on standard input.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Texts in a .txt, CSV, JSONL or Parquet file.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
+    text_column: TextColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Give one verdict per text: the victim's label, or a refusal."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.page import verdict_line
+        from foretaste.data.load import load_texts
+
+        if (file is None) == (not texts):
+            raise PlanError("Give texts, `-`, or --file FILE, and only one of them.")
+        if file is not None:
+            found = load_texts(file, text_column)
+        elif texts == ["-"]:
+            found = sys.stdin.read().splitlines()
+        else:
+            found = list(texts or [])
+        verdicts = commands.check(victim, guard, found, model)
+        lines = [verdict_line(v, text) for v, text in zip(verdicts, found, strict=True)]
+        answer({"verdicts": verdicts}, "\n".join(lines))
+
+
+@app.command()
+def inspect(directory: str, as_json: Json = False) -> None:
+    """Say what a checkpoint, victim or guard is, and whether it is sound, without running it."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        result = commands.inspect(directory)
+        answer(result, "\n".join(f"{key:24} {as_line(value)}" for key, value in result.items()))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory for models and the page.")] = Path("demo-out"),
+    as_json: Json = False,
+) -> None:
+    """Plant a backdoor, fine-tune, train the taster, stop the attack, write a page: a few minutes on two cores."""
+    with answering(as_json) as answer:
+        from foretaste.cli.demo import run_demo
+        from foretaste.cli.page import summary
+
+        result, evaluation = run_demo(out)
+        answer(result, f"{summary(evaluation.outcome)}\n\nOpen {result['report']} in a browser.")
+
+
+def main() -> None:
+    """Run the command line: exit 0, 2 for a user's mistake (one clear line), 130 when interrupted."""
+    app()
+
+
+def _source(
+    data: str, data_root: Path | None, text_column: str | None, label_column: str | None, limit: int | None, seed: int
+) -> Any:
+    from foretaste.cli.splits import Source
+
+    return Source(
+        data=data, data_root=data_root, text_column=text_column, label_column=label_column, limit=limit, seed=seed
+    )

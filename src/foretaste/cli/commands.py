@@ -1,0 +1,247 @@
+"""What each command does, as plain functions that return one JSON object."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foretaste.cli.splits import Source, load_split
+from foretaste.errors import PlanError
+from foretaste.experiment.evaluation import Evaluation, evaluate
+from foretaste.files import refuse_foreign_directory
+from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.psim import Psim
+from foretaste.poison.attack import Attack, Style
+from foretaste.poison.trigger import parse_trigger
+from foretaste.record import Record, measured_cost
+from foretaste.spec import build
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.tune.poison import POISONING, poison_base
+from foretaste.victim.artefact import load_victim, read_manifest, save_classifier
+from foretaste.victim.checkpoint import fingerprint, load_weights, open_base
+from foretaste.victim.strategy import STRATEGIES
+
+__all__ = ["Training", "check", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Options that every training command takes; None means the default of the thing trained."""
+
+    seed: int = 0
+    max_length: int = 128
+    fields: Mapping[str, Any] | None = None
+    is_progress_shown: bool = True
+
+
+def poison(
+    model: str,
+    source: Source,
+    trigger: str,
+    out: Path,
+    training: Training,
+    *,
+    target: int = 0,
+    count: int | None = None,
+    rate: float | None = None,
+    style: str = "clean-label",
+) -> dict[str, Any]:
+    """Plant a backdoor in a base and save it; the result says whether the attack is strong enough to matter."""
+    refuse_foreign_directory(out)
+    if style not in tuple(Style):
+        raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
+    fields = {"trigger": parse_trigger(trigger), "target": target, "style": style, "count": count, "rate": rate}
+    plan = build(Attack, fields)
+    settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
+    proxy, validation = load_split(source, "train"), load_split(source, "validation")
+    partial = _partial(out)
+    with measured_cost() as meter:
+        classifier, outcome = poison_base(
+            open_base(model),
+            proxy,
+            validation,
+            plan,
+            seed=training.seed,
+            settings=settings,
+            max_length=training.max_length,
+            checkpoint=partial,
+            is_progress_shown=training.is_progress_shown,
+        )
+        meter.texts = len(proxy) * settings.epochs
+    record = Record.now(
+        "poison",
+        settings={"model": model, "attack": plan, "tune": settings},
+        seeds={"root": training.seed},
+        outcome=outcome,
+        data=[proxy, validation],
+        cost=meter.cost,
+    )
+    save_classifier(classifier, out, "base", record)
+    shutil.rmtree(partial, ignore_errors=True)
+    return {"path": str(out), **outcome}
+
+
+def tune_victim(
+    model: str, source: Source, strategy: str, out: Path, training: Training, *, strategy_fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fine-tune a victim on clean data and save it."""
+    refuse_foreign_directory(out)
+    chosen: Any = build(STRATEGIES[strategy], strategy_fields)
+    settings = build(TuneSettings, training.fields or {})
+    train, validation = load_split(source, "train"), load_split(source, "validation")
+    classifier = open_base(model).classifier(
+        chosen, train.label_names, max_length=training.max_length, seed=training.seed
+    )
+    partial = _partial(out)
+    with measured_cost() as meter:
+        result = tune(
+            classifier,
+            train,
+            settings,
+            seed=training.seed,
+            validation=validation,
+            checkpoint=partial,
+            title=f"victim ({strategy})",
+            is_progress_shown=training.is_progress_shown,
+        )
+        meter.texts, meter.trainable_parameters = result.texts, result.trainable_parameters
+    outcome = asdict(result)
+    record = Record.now(
+        "tune",
+        settings={"model": model, "strategy": {"name": strategy, **asdict(chosen)}, "tune": settings},
+        seeds={"root": training.seed},
+        outcome=outcome,
+        data=[train, validation],
+        cost=meter.cost,
+    )
+    save_classifier(classifier, out, "victim", record)
+    shutil.rmtree(partial, ignore_errors=True)
+    return {"path": str(out), **outcome}
+
+
+def guard(model: str, source: Source, out: Path, training: Training, plan: Psim) -> dict[str, Any]:
+    """Train PSIM on clean data, calibrate it and save it."""
+    refuse_foreign_directory(out)
+    train, calibration = load_split(source, "train"), load_split(source, "validation")
+    with measured_cost() as meter:
+        trained = plan.fit(
+            open_base(model),
+            train,
+            calibration,
+            seed=training.seed,
+            max_length=training.max_length,
+            is_progress_shown=training.is_progress_shown,
+        )
+        assert trained.training is not None
+        meter.texts = trained.training.texts
+        meter.trainable_parameters = trained.training.trainable_parameters
+    outcome: dict[str, Any] = {
+        "threshold": trained.threshold,
+        "calibration": None if trained.calibration is None else asdict(trained.calibration),
+        "steps": trained.training.steps,
+        "doses": trained.doses,
+        "is_blind": trained.is_blind,
+        "seconds": meter.cost.seconds,
+    }
+    record = Record.now(
+        "guard",
+        settings={"model": model, "psim": plan, "strategy": plan.strategy.name},
+        seeds={"root": training.seed},
+        outcome=outcome,
+        data=[train, calibration],
+        cost=meter.cost,
+    )
+    save_guard(trained, out, record)
+    return {"path": str(out), **outcome}
+
+
+def run_evaluation(
+    victim_path: Path,
+    guard_path: Path | None,
+    source: Source,
+    trigger: str,
+    *,
+    target: int = 0,
+    model: str | None = None,
+    report: Path | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], Evaluation]:
+    """Measure CA and ASR, with the guard if there is one; write the page and its record if asked."""
+    parsed = parse_trigger(trigger)
+    victim = load_victim(victim_path, model)
+    taster = load_guard(guard_path, model) if guard_path is not None else None
+    corpus = load_split(source, "test", victim.label_names)
+    with measured_cost() as meter:
+        evaluation = evaluate(victim, taster, corpus, parsed, target, seed=seed)
+        meter.texts = evaluation.outcome.n_clean + evaluation.outcome.n_poisoned
+    result = evaluation.outcome.to_json()
+    if report is not None:
+        from foretaste.cli.page import write_page
+
+        record = Record.now(
+            "evaluate",
+            settings={"victim": victim_path, "guard": guard_path, "trigger": trigger, "target": target},
+            seeds={"root": seed},
+            outcome=result,
+            data=[corpus],
+            cost=meter.cost,
+        )
+        write_page(report, evaluation, victim, taster, trigger, record)
+        result["report"] = str(report)
+    return result, evaluation
+
+
+def check(victim_path: Path, guard_path: Path, texts: list[str], model: str | None = None) -> list[dict[str, Any]]:
+    """Return one verdict per text, with the text's number."""
+    guarded = GuardedClassifier(load_victim(victim_path, model), load_guard(guard_path, model))
+    verdicts = guarded(texts)
+    return [{"index": index, **_finite(asdict(verdict))} for index, verdict in enumerate(verdicts)]
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """Say what a directory is and whether it is sound, without running the model.
+
+    Raises:
+        ModelError: it is not; the code and the message say why.
+    """
+    directory = Path(path)
+    if (directory / "foretaste.json").is_file():
+        manifest = read_manifest(directory)
+        return {
+            "path": path,
+            "kind": manifest.kind,
+            "strategy": manifest.strategy,
+            "labels": manifest.label_names,
+            "max_length": manifest.max_length,
+            "base": manifest.base.model_dump(),
+            "guard": manifest.guard,
+            "files": sorted(manifest.files),
+            "versions": manifest.versions,
+            "is_sound": True,
+        }
+    base = open_base(path)
+    model, has_own_head = load_weights(base.path, path, int(getattr(base.config, "num_labels", 2)))
+    return {
+        "path": path,
+        "kind": "checkpoint",
+        "family": base.config.model_type,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "has_classification_head": has_own_head,
+        "fingerprint": fingerprint(model.state_dict()),
+        "is_sound": True,
+    }
+
+
+def _partial(out: Path) -> Path:
+    """Where an interrupted training waits to be continued, beside its result."""
+    return out.parent / f"{out.name}.partial"
+
+
+def _finite(verdict: dict[str, Any]) -> dict[str, Any]:
+    # JSON has no NaN: a score that is not finite is null, and the reason says so.
+    score = verdict["score"]
+    return {**verdict, "score": score if score == score and abs(score) != float("inf") else None}

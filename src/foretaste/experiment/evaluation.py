@@ -1,0 +1,99 @@
+"""Victim and guard on clean and triggered texts: the predictions, the scores and the outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError
+from foretaste.evaluate.outcome import Outcome, measure
+from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.psim import PsimGuard
+from foretaste.poison.attack import Triggered, triggered_test
+from foretaste.poison.trigger import Trigger
+from foretaste.victim.classifier import Classifier, Precision
+
+__all__ = ["Evaluation", "Judged", "evaluate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Texts with what the victim (and the guard, if there is one) said of each; all arrays are `(N,)`."""
+
+    corpus: Corpus
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    is_truncated: NDArray[np.bool_]
+    scores: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An outcome and what it was measured on."""
+
+    outcome: Outcome
+    clean: Judged
+    triggered: Judged
+
+
+def evaluate(
+    victim: Classifier,
+    guard: PsimGuard | None,
+    corpus: Corpus,
+    trigger: Trigger,
+    target: int = 0,
+    *,
+    seed: int = 0,
+    precision: Precision = "float32",
+) -> Evaluation:
+    """Run a victim, and a guard if given, over clean texts and over the same texts with the trigger.
+
+    Every eligible text (true class not the target) is triggered; a text counts for strict ASR if the victim
+    classifies its clean original correctly.
+
+    Raises:
+        PlanError, DataError: the trigger or target does not fit the corpus, or its labels the victim's.
+        GuardError: the guard does not belong to the victim.
+    """
+    if corpus.label_names != victim.label_names:
+        raise DataError(
+            f"{corpus.name} has the labels {corpus.label_names}, the victim was trained on {victim.label_names}."
+        )
+    if guard is not None:
+        GuardedClassifier(victim, guard)  # refuses a guard of other weights or of shorter sight
+    triggered = triggered_test(corpus, trigger, target, seed)
+    clean_side = _judge(victim, guard, corpus, precision)
+    triggered_side = _judge(victim, guard, triggered.corpus, precision)
+    outcome = measure(
+        clean_labels=corpus.labels,
+        clean_predicted=clean_side.predicted,
+        poisoned_labels=triggered.corpus.labels,
+        poisoned_predicted=triggered_side.predicted,
+        target=target,
+        is_origin_correct=_is_origin_correct(triggered, corpus, clean_side.predicted),
+        clean_scores=clean_side.scores,
+        poisoned_scores=triggered_side.scores,
+        threshold=None if guard is None else guard.threshold,
+    )
+    return Evaluation(outcome, clean_side, triggered_side)
+
+
+def _judge(victim: Classifier, guard: PsimGuard | None, corpus: Corpus, precision: Precision) -> Judged:
+    predictions = victim.predict(corpus.texts, precision=precision)
+    return Judged(
+        corpus=corpus,
+        predicted=predictions.labels,
+        confidence=predictions.probabilities.max(axis=1),
+        is_truncated=predictions.is_truncated,
+        scores=None if guard is None else guard.score(corpus.texts),
+    )
+
+
+def _is_origin_correct(triggered: Triggered, corpus: Corpus, predicted: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    if (triggered.origins < 0).any():
+        return None
+    correct: NDArray[np.bool_] = (predicted == corpus.labels)[triggered.origins]
+    return correct

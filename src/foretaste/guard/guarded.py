@@ -1,0 +1,92 @@
+"""A victim behind a guard: a label only for texts the guard lets pass (Algorithm 1 of the PSIM paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foretaste.errors import GuardError
+from foretaste.guard.guard import Reason, judge
+from foretaste.guard.psim import PsimGuard
+from foretaste.victim.classifier import Classifier
+
+__all__ = ["GuardedClassifier", "GuardedVerdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedVerdict:
+    """The answer for one text; a refused text has neither label nor confidence.
+
+    `truncated` says that neither model read the text to its end.
+    """
+
+    label: str | None
+    confidence: float | None
+    flagged: bool
+    score: float
+    threshold: float
+    reason: Reason
+    truncated: bool
+
+
+class GuardedClassifier:
+    """Calls the guard first and the victim only on accepted texts; it fails closed.
+
+    Raises:
+        GuardError: the guard stands on other weights than the victim (`foreign_base`), reads less of a text than
+            the victim (`short_sight`), or names other labels (`label_mismatch`).
+    """
+
+    def __init__(self, victim: Classifier, guard: PsimGuard) -> None:
+        inside = guard.classifier
+        if inside.base_fingerprint != victim.base_fingerprint:
+            raise GuardError(
+                "The guard was trained on other base weights than the victim; a guard sees only the backdoor of its "
+                f"own base ({inside.base_fingerprint[:12]} against {victim.base_fingerprint[:12]}).",
+                code="foreign_base",
+            )
+        if inside.max_length < victim.max_length:
+            raise GuardError(
+                f"The guard reads {inside.max_length} tokens, the victim {victim.max_length}: a trigger behind the "
+                "guard's cut would pass. Train the guard with the victim's max_length.",
+                code="short_sight",
+            )
+        if inside.label_names != victim.label_names:
+            raise GuardError(
+                f"The guard knows the labels {inside.label_names}, the victim {victim.label_names}.",
+                code="label_mismatch",
+            )
+        self.victim, self.guard = victim, guard
+
+    def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
+        """Return one verdict per text, in order; an exception means that no text was let through."""
+        texts = list(texts)
+        # Both stand on the same base and so on the same tokenizer: each text is tokenised once if the cut agrees.
+        encoded = self.victim.encode(texts)
+        seen = encoded if self.guard.classifier.max_length == self.victim.max_length else texts
+        predictions = self.guard.classifier.predict(seen)
+        verdicts = judge(
+            predictions.probabilities.max(axis=1, initial=-np.inf), encoded.is_truncated, self.guard.threshold
+        )
+        passed = np.flatnonzero([not verdict.flagged for verdict in verdicts])
+        answers: list[GuardedVerdict] = [
+            GuardedVerdict(None, None, True, v.score, v.threshold, v.reason, v.truncated) for v in verdicts
+        ]
+        if len(passed):
+            probabilities = self.victim.predict(encoded.select(passed)).probabilities  # (K, C)
+            for index, row in zip(passed, probabilities, strict=True):
+                verdict = verdicts[index]
+                best = int(row.argmax())
+                is_sound = bool(np.isfinite(row).all())
+                answers[index] = GuardedVerdict(
+                    label=self.victim.label_names[best] if is_sound else None,
+                    confidence=float(row[best]) if is_sound else None,
+                    flagged=not is_sound,
+                    score=verdict.score,
+                    threshold=verdict.threshold,
+                    reason=Reason.ACCEPTED if is_sound else Reason.VICTIM_NOT_FINITE,
+                    truncated=verdict.truncated,
+                )
+        return answers

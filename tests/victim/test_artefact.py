@@ -1,0 +1,288 @@
+"""Victims on disk: what was written is what is loaded; everything else is refused with a code (promise P4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foretaste.data import toy_corpus
+from foretaste.errors import ModelError, PlanError
+from foretaste.files import sha256_file
+from foretaste.record import Record
+from foretaste.spec import build
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.victim import artefact
+from foretaste.victim.artefact import load_classifier, load_victim, read_manifest, save_classifier
+from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import STRATEGIES
+from foretaste.victim.toy import write_toy_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXTS = (*toy_corpus("test").texts[:5], "cf", "")
+RECORD = Record.now("tune", settings={"a": 1}, seeds={"root": 0}, outcome={"clean_accuracy": 0.5})
+ADAPTER = "adapter_model.safetensors"
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, toy_base: Path) -> Path:
+    """A directory with a base and, beside it, a trained victim of three strategies."""
+    home = tmp_path_factory.mktemp("artefact")
+    shutil.copytree(toy_base, home / "base")
+    for name in ("lora", "prompt_tuning", "full"):
+        classifier = open_base(home / "base").classifier(build(STRATEGIES[name], {}), ("bad", "good"), seed=2)
+        settings = TuneSettings(max_steps=3, batch_size=8, learning_rate=3e-2, precision="float32")
+        tune(classifier, toy_corpus().select(range(24)), settings, seed=0)
+        save_classifier(classifier, home / name, "victim", RECORD)
+    return home
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """Base and victims, to be altered."""
+    return Path(shutil.copytree(home, tmp_path / "copy"))
+
+
+def _refusal(path: Path, **options: Any) -> ModelError:
+    with pytest.raises(ModelError) as caught:
+        load_victim(path, **options)
+    return caught.value
+
+
+def _update_digests(path: Path) -> None:
+    """What a careful forger does: the manifest agrees with the altered files again."""
+    manifest = json.loads((path / "foretaste.json").read_text())
+    manifest["files"] = {
+        file.name: sha256_file(file) for file in path.iterdir() if file.name != "foretaste.json" and file.is_file()
+    }
+    (path / "foretaste.json").write_text(json.dumps(manifest))
+
+
+def _json(name: str, change_document: Callable[[dict[str, Any]], object]) -> Change:
+    def change(path: Path) -> None:
+        document = json.loads((path / name).read_text())
+        change_document(document)
+        (path / name).write_text(json.dumps(document))
+
+    return change
+
+
+def _manifest(**values: Any) -> Change:
+    return _json("foretaste.json", lambda document: document.update(values))
+
+
+def _inside(*keys: Any, value: Any) -> Change:
+    """Replace one value deep in the manifest."""
+
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return _json("foretaste.json", change)
+
+
+def _adapter(**values: Any) -> Change:
+    return _json("adapter_config.json", lambda document: document.update(values))
+
+
+def _tensors(change_tensors: Callable[[dict[str, Tensor]], object], name: str = ADAPTER) -> Change:
+    def change(path: Path) -> None:
+        tensors = load_file(path / name)
+        change_tensors(tensors)
+        save_file(tensors, path / name, {"format": "pt"})
+
+    return change
+
+
+def _write(name: str, content: str | bytes) -> Change:
+    data = content.encode() if isinstance(content, str) else content
+    return lambda path: (path / name).write_bytes(data)
+
+
+def _symlink(path: Path) -> None:
+    shutil.move(path / ADAPTER, path.parent / "elsewhere.safetensors")
+    (path / ADAPTER).symlink_to(path.parent / "elsewhere.safetensors")
+
+
+def _base_of_the_same_shape(path: Path) -> None:
+    shutil.rmtree(path.parent / "base")
+    write_toy_checkpoint(path.parent / "base", seed=99)
+
+
+def _swap_two_words(path: Path) -> None:
+    tokenizer = path.parent / "base" / "tokenizer.json"
+    document = json.loads(tokenizer.read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["a"], vocabulary["the"] = vocabulary["the"], vocabulary["a"]
+    tokenizer.write_text(json.dumps(document))
+
+
+def _then(change: Change, *others: Change) -> Change:
+    def all_of_them(path: Path) -> None:
+        for one in (change, *others):
+            one(path)
+
+    return all_of_them
+
+
+class _Payload:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._target,)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HEAD = "base_model.model.classifier.weight"
+QUERY_A = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
+KEEP_DIGESTS: dict[str, tuple[str, str, Change]] = {
+    "no manifest": ("not_found", "lora", lambda path: (path / "foretaste.json").unlink()),
+    "manifest not JSON": ("unreadable", "lora", _write("foretaste.json", "{")),
+    "manifest not UTF-8": ("unreadable", "lora", _write("foretaste.json", b"\xff")),
+    "manifest a list": ("unreadable", "lora", _write("foretaste.json", "[]")),
+    "manifest very deep": ("unreadable", "lora", _write("foretaste.json", DEEP)),
+    "manifest of another version": ("unreadable", "lora", _manifest(schema_version=2)),
+    "unknown manifest key": ("unknown_key", "lora", _manifest(signature="x")),
+    "unknown key deeper down": ("unknown_key", "lora", _inside("base", "note", value="x")),
+    "fingerprint no digest": ("unreadable", "lora", _inside("base", "fingerprint", value="x")),
+    "one label name": ("unreadable", "lora", _manifest(label_names=["bad"])),
+    "length zero": ("unreadable", "lora", _manifest(max_length=0)),
+    "no canaries": ("unreadable", "lora", _manifest(canaries=[])),
+    "missing file": ("missing_file", "lora", lambda path: (path / ADAPTER).unlink()),
+    "missing record": ("missing_file", "lora", lambda path: (path / "record.json").unlink()),
+    "unlisted file": ("unlisted_file", "lora", _write("notes.txt", "x")),
+    "unlisted safetensors": ("unlisted_file", "lora", _write("other.safetensors", "x")),
+    "unlisted directory": ("unlisted_file", "lora", lambda path: (path / "more").mkdir()),
+    "file becomes a link": ("unlisted_file", "lora", _symlink),
+    "listed path leaves the directory": ("missing_file", "lora", _inside("files", "../base/config.json", value="0")),
+    "listed path is absolute": ("missing_file", "lora", _inside("files", "/etc/passwd", value="0")),
+    "altered file": ("digest_mismatch", "lora", _write("record.json", "{}")),
+    "altered weights": ("digest_mismatch", "full", _tensors(lambda t: t["classifier.bias"].add_(1), artefact_file := "model.safetensors")),
+}  # fmt: skip
+NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
+    "base": ("wrong_kind", "lora", _manifest(kind="base")),
+    "guard": ("wrong_kind", "lora", _manifest(kind="guard")),
+    "unknown strategy": ("bad_strategy", "lora", _manifest(strategy={"name": "lra"})),
+    "no strategy": ("bad_strategy", "lora", _manifest(strategy={})),
+    "unknown strategy field": ("bad_strategy", "lora", _inside("strategy", "ranks", value=1)),
+    "strategy value of the wrong kind": ("bad_strategy", "lora", _inside("strategy", "rank", value="many")),
+    "strategy of another adapter": ("bad_strategy", "lora", _manifest(strategy={"name": "prompt_tuning"})),
+    "adapter said to be a full model": ("adapter", "lora", _manifest(strategy={"name": "full"})),
+    "full model said to be an adapter": ("unreadable", "full", _manifest(strategy={"name": "lora"})),
+    "adapter hidden in a full model": ("adapter", "full", _write("adapter_config.json", "{}")),
+    "pickle": ("pickle", "lora", _write("adapter_model.bin", pickle.dumps({}))),
+    "more label names": ("label_mismatch", "lora", _manifest(label_names=["a", "b", "c"])),
+    "more label names, full": ("missing_head", "full", _manifest(label_names=["a", "b", "c"])),
+    "head of another size": ("label_mismatch", "lora", _tensors(lambda t: t.update({HEAD: torch.ones(3, 32)}))),
+    "no head": ("missing_head", "lora", _tensors(lambda t: [t.pop(n) for n in list(t) if "classifier" in n])),
+    "no head, full": (
+        "missing_head",
+        "full",
+        _tensors(lambda t: [t.pop(n) for n in list(t) if n.startswith("classifier")], artefact_file),
+    ),
+    "half a head": ("missing_weights", "lora", _tensors(lambda t: t.pop("base_model.model.classifier.bias"))),
+    "no prompt": ("missing_weights", "prompt_tuning", _tensors(lambda t: t.pop("prompt_embeddings"))),
+    "missing adapter tensor": ("missing_weights", "lora", _tensors(lambda t: t.pop(QUERY_A))),
+    "extra tensor": ("missing_weights", "lora", _tensors(lambda t: t.update({"x": torch.ones(1)}))),
+    "misshapen adapter tensor": ("unreadable", "lora", _tensors(lambda t: t.update({QUERY_A: torch.ones(3, 32)}))),
+    "NaN": ("non_finite", "lora", _tensors(lambda t: t[QUERY_A][0].fill_(float("nan")))),
+    "infinity in the head": ("non_finite", "lora", _tensors(lambda t: t[HEAD][0].fill_(float("inf")))),
+    "NaN, full": ("non_finite", "full", _tensors(lambda t: t["classifier.bias"].fill_(float("nan")), artefact_file)),
+    "other weights": ("canary_mismatch", "lora", _tensors(lambda t: t[HEAD].add_(torch.randn(2, 32)))),
+    "empty weights": ("unreadable", "lora", _write(ADAPTER, b"")),
+    "header of 200 MB": ("unreadable", "lora", _write(ADAPTER, (200_000_000).to_bytes(8, "little") + b"{}")),
+    "header beyond the file": ("unreadable", "lora", _write(ADAPTER, (10_000).to_bytes(8, "little") + b"{}")),
+    "adapter settings not JSON": ("unreadable", "lora", _write("adapter_config.json", "{")),
+    "adapter settings very deep": ("unreadable", "lora", _write("adapter_config.json", DEEP)),
+    "adapter settings a list": ("unsafe_adapter", "lora", _write("adapter_config.json", "[]")),
+    "kind of adapter we do not write": ("unsafe_adapter", "lora", _adapter(peft_type="ADALORA")),
+    "kind of adapter that is a list": ("unsafe_adapter", "lora", _adapter(peft_type=["LORA"])),
+    "unknown adapter key": ("unknown_key", "lora", _adapter(run="x")),
+    "code in auto_mapping": (
+        "unsafe_adapter",
+        "lora",
+        _adapter(auto_mapping={"base_model_class": "system", "parent_library": "os"}),
+    ),
+    "code in megatron_config": ("unsafe_adapter", "lora", _adapter(megatron_config={"a": 1})),
+    "code in megatron_core": ("unsafe_adapter", "lora", _adapter(megatron_core="evil")),
+    "code in tokenizer_kwargs": (
+        "unsafe_adapter",
+        "prompt_tuning",
+        _adapter(
+            prompt_tuning_init="TEXT",
+            prompt_tuning_init_text="x",
+            tokenizer_name_or_path="evil/tokenizer",
+            tokenizer_kwargs={"trust_remote_code": True},
+        ),
+    ),
+    "initialisation that changes the base": ("unsafe_adapter", "lora", _adapter(init_lora_weights="pissa")),
+    "pattern that never ends": ("unsafe_adapter", "lora", _adapter(target_modules="(a+)+$")),
+    "another task": ("unsafe_adapter", "lora", _adapter(task_type="CAUSAL_LM")),
+    "negative rank": ("unreadable", "lora", _adapter(r=-1)),
+    "rank beyond memory": ("unreadable", "lora", _adapter(r=10**12)),
+    "other rank": ("unreadable", "lora", _adapter(r=4)),
+    "other scale": ("canary_mismatch", "lora", _adapter(lora_alpha=64)),
+    "modules that do not exist": ("unreadable", "lora", _adapter(target_modules=["nope"])),
+    "more virtual tokens": ("unreadable", "prompt_tuning", _adapter(num_virtual_tokens=7)),
+    "longer than the model reads": ("bad_length", "lora", _manifest(max_length=10**9)),
+    "no room for a word": ("bad_length", "lora", _manifest(max_length=2)),
+    "ragged canaries": ("canary_mismatch", "lora", _inside("canaries", 0, "logits", value=[0.0])),
+    "NaN canary": ("canary_mismatch", "lora", _inside("canaries", 0, "logits", value=[float("nan"), 0.0])),
+    "infinite canary": ("canary_mismatch", "lora", _inside("canaries", 0, "logits", value=[float("inf")] * 2)),
+    "other canary text": ("canary_mismatch", "lora", _inside("canaries", 0, "text", value="the best film of the year")),
+    "base of the same shape": ("foreign_base", "lora", _base_of_the_same_shape),
+    "base with two words swapped": ("canary_mismatch", "lora", _swap_two_words),
+    "base gone": ("not_found", "lora", lambda path: shutil.rmtree(path.parent / "base")),
+    "base with code": (
+        "remote_code",
+        "lora",
+        lambda path: _json("config.json", lambda c: c.update(auto_map={"AutoModel": "x.Y"}))(path.parent / "base"),
+    ),
+    "full model with code": (
+        "remote_code",
+        "full",
+        _json("config.json", lambda document: document.update(auto_map={"AutoModel": "evil.Model"})),
+    ),
+    "full model without tokenizer": (
+        "tokenizer",
+        "full",
+        lambda path: [(path / name).rename(path / f"{name}.old") for name in ("tokenizer.json",)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "victim", "change"), KEEP_DIGESTS.values(), ids=KEEP_DIGESTS)
+def test_an_accident_is_refused(copy: Path, code: str, victim: str, change: Change) -> None:
+    change(copy / victim)
+    error = _refusal(copy / victim)
+    assert error.code == code, error
+
+
+@pytest.mark.parametrize(("code", "victim", "change"), NEW_DIGESTS.values(), ids=NEW_DIGESTS)
+def test_a_forgery_with_fitting_digests_is_refused(copy: Path, code: str, victim: str, change: Change) -> None:
+    change(copy / victim)
+    _update_digests(copy / victim)
+    error = _refusal(copy / victim)
+    assert error.code == code, error
+    assert str(copy) in str(error) or "evil" in str(error)
