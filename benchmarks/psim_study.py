@@ -167,17 +167,21 @@ def judge_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: 
 
 
 def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]]]:
-    """Everything to do, in an order that fills the tables seed by seed."""
+    """Everything to do: seed 0 in full, then the headline table for all seeds, then the other recipes."""
     todo: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
+    cells = {seed: [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)] for seed in SEEDS}
+    todo += [("base", make_base, cell) for cell in cells[0]]
+    todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells[0], FOLLOWED)]
+    todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[0], RECIPES)]
     for seed in SEEDS:
-        cells = [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)]
-        todo += [("base", make_base, cell) for cell in cells]
-        if seed == 0:
-            todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells, FOLLOWED)]
-        todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells, RECIPES)]
-        task = [cell for cell in cells if cell[1] == "task"]
+        task = [cell for cell in cells[seed] if cell[1] == "task"]
+        todo += [("base", make_base, cell) for cell in task]
+        todo += [("recipe", fit_recipe, (*cell, default)) for cell in task]
         todo += [("victim", make_victim, (*cell, strategy)) for cell, strategy in product(task, VICTIMS)]
         todo += [("outcome", judge_victim, (*cell, strategy, default)) for cell, strategy in product(task, VICTIMS)]
+    for seed in SEEDS[1:]:
+        todo += [("base", make_base, cell) for cell in cells[seed]]
+        todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[seed], RECIPES)]
     return todo
 
 

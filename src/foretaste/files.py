@@ -74,10 +74,15 @@ def new_directory(path: Path) -> Iterator[Path]:
 def refuse_foreign_directory(path: Path) -> None:
     """Raise PlanError now, before hours of work, if `path` could not be written at the end."""
     try:
+        if path.exists() and not path.is_dir():
+            raise PlanError(f"{path} is a file; give the name of a directory.")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise PlanError(f"Cannot write {path}: {above} is a file.")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PlanError(f"Cannot write {path}: no permission in {above}.")
         if not path.exists():
             return
-        if not path.is_dir():
-            raise PlanError(f"{path} is a file; give the name of a directory.")
         is_ours = any((path / name).is_file() for name in ("foretaste.json", "record.json"))
         if not is_ours and any(path.iterdir()):
             raise PlanError(f"{path} is not empty and was not written by Foretaste; choose another directory.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar, dataclass_transform
+from dataclasses import fields as fields_of
+from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -31,7 +32,7 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
     Raises:
         PlanError: unknown field (the nearest one is named) or a value of the wrong kind.
     """
-    known = getattr(kind, "__dataclass_fields__", {})
+    known = {field.name for field in fields_of(cast(Any, kind))}
     for name in fields:
         if name not in known:
             raise PlanError(f"{kind.__name__} has no field {name!r}.{nearest(name, known)}")

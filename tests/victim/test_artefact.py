@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = (*toy_corpus("test").texts[:5], "cf", "")
 RECORD = Record.now("tune", settings={"a": 1}, seeds={"root": 0}, outcome={"clean_accuracy": 0.5})
 ADAPTER = "adapter_model.safetensors"
+MODEL = "model.safetensors"
 Change = Callable[[Path], object]
 
 
@@ -46,6 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, toy_base: Path) -> Path:
     """A directory with a base and, beside it, a trained victim of three strategies."""
     home = tmp_path_factory.mktemp("artefact")
     shutil.copytree(toy_base, home / "base")
+    _tensors(_enliven, MODEL)(home / "base")
     for name in ("lora", "prompt_tuning", "full"):
         classifier = open_base(home / "base").classifier(build(STRATEGIES[name], {}), ("bad", "good"), seed=2)
         settings = TuneSettings(max_steps=3, batch_size=8, learning_rate=3e-2, precision="float32")
@@ -112,6 +114,13 @@ def _tensors(change_tensors: Callable[[dict[str, Tensor]], object], name: str = 
     return change
 
 
+def _enliven(tensors: dict[str, Tensor]) -> None:
+    """Fresh weights are so small that every text looks the same; larger ones tell them apart, as trained ones do."""
+    for name, tensor in tensors.items():
+        if tensor.dim() > 1:
+            tensors[name] = tensor * 8
+
+
 def _write(name: str, content: str | bytes) -> Change:
     data = content.encode() if isinstance(content, str) else content
     return lambda path: (path / name).write_bytes(data)
@@ -133,14 +142,6 @@ def _swap_two_words(path: Path) -> None:
     vocabulary = document["model"]["vocab"]
     vocabulary["a"], vocabulary["the"] = vocabulary["the"], vocabulary["a"]
     tokenizer.write_text(json.dumps(document))
-
-
-def _then(change: Change, *others: Change) -> Change:
-    def all_of_them(path: Path) -> None:
-        for one in (change, *others):
-            one(path)
-
-    return all_of_them
 
 
 class _Payload:
@@ -178,8 +179,8 @@ KEEP_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "listed path leaves the directory": ("missing_file", "lora", _inside("files", "../base/config.json", value="0")),
     "listed path is absolute": ("missing_file", "lora", _inside("files", "/etc/passwd", value="0")),
     "altered file": ("digest_mismatch", "lora", _write("record.json", "{}")),
-    "altered weights": ("digest_mismatch", "full", _tensors(lambda t: t["classifier.bias"].add_(1), artefact_file := "model.safetensors")),
-}  # fmt: skip
+    "altered weights": ("digest_mismatch", "full", _tensors(lambda t: t["classifier.bias"].add_(1), MODEL)),
+}
 NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "base": ("wrong_kind", "lora", _manifest(kind="base")),
     "guard": ("wrong_kind", "lora", _manifest(kind="guard")),
@@ -199,7 +200,7 @@ NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "no head, full": (
         "missing_head",
         "full",
-        _tensors(lambda t: [t.pop(n) for n in list(t) if n.startswith("classifier")], artefact_file),
+        _tensors(lambda t: [t.pop(n) for n in list(t) if n.startswith("classifier")], MODEL),
     ),
     "half a head": ("missing_weights", "lora", _tensors(lambda t: t.pop("base_model.model.classifier.bias"))),
     "no prompt": ("missing_weights", "prompt_tuning", _tensors(lambda t: t.pop("prompt_embeddings"))),
@@ -208,7 +209,7 @@ NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "misshapen adapter tensor": ("unreadable", "lora", _tensors(lambda t: t.update({QUERY_A: torch.ones(3, 32)}))),
     "NaN": ("non_finite", "lora", _tensors(lambda t: t[QUERY_A][0].fill_(float("nan")))),
     "infinity in the head": ("non_finite", "lora", _tensors(lambda t: t[HEAD][0].fill_(float("inf")))),
-    "NaN, full": ("non_finite", "full", _tensors(lambda t: t["classifier.bias"].fill_(float("nan")), artefact_file)),
+    "NaN, full": ("non_finite", "full", _tensors(lambda t: t["classifier.bias"].fill_(float("nan")), MODEL)),
     "other weights": ("canary_mismatch", "lora", _tensors(lambda t: t[HEAD].add_(torch.randn(2, 32)))),
     "empty weights": ("unreadable", "lora", _write(ADAPTER, b"")),
     "header of 200 MB": ("unreadable", "lora", _write(ADAPTER, (200_000_000).to_bytes(8, "little") + b"{}")),
@@ -253,7 +254,7 @@ NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "other canary text": ("canary_mismatch", "lora", _inside("canaries", 0, "text", value="the best film of the year")),
     "base of the same shape": ("foreign_base", "lora", _base_of_the_same_shape),
     "base with two words swapped": ("canary_mismatch", "lora", _swap_two_words),
-    "base gone": ("not_found", "lora", lambda path: shutil.rmtree(path.parent / "base")),
+    "base gone": ("not_found", "lora", _inside("base", value={"location": "/no/such/base", "fingerprint": "0" * 64})),
     "base with code": (
         "remote_code",
         "lora",
@@ -267,7 +268,7 @@ NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "full model without tokenizer": (
         "tokenizer",
         "full",
-        lambda path: [(path / name).rename(path / f"{name}.old") for name in ("tokenizer.json",)],
+        lambda path: (path / "tokenizer.json").rename(path / "tokenizer.old"),
     ),
 }
 
@@ -285,4 +286,225 @@ def test_a_forgery_with_fitting_digests_is_refused(copy: Path, code: str, victim
     _update_digests(copy / victim)
     error = _refusal(copy / victim)
     assert error.code == code, error
-    assert str(copy) in str(error) or "evil" in str(error)
+    assert str(copy) in str(error) or "/no/such/base" in str(error)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adapter_model.bin", "a.BIN", "a.pt", "a.pth", "a.pkl", "a.pickle", "a.ckpt", "a.joblib", "a.npy", "a.npz"],
+)
+@pytest.mark.parametrize("victim", ["lora", "full"])
+def test_a_pickle_is_refused_even_when_listed_and_never_run(copy: Path, tmp_path: Path, victim: str, name: str) -> None:
+    target = tmp_path / "was-here"
+    (copy / victim / name).write_bytes(pickle.dumps(_Payload(target)))
+    assert _refusal(copy / victim).code == "pickle"
+    _update_digests(copy / victim)
+    assert _refusal(copy / victim).code == "pickle"
+    assert not target.exists()
+
+
+def test_a_pickle_in_place_of_the_weights_is_never_run(copy: Path, tmp_path: Path) -> None:
+    target = tmp_path / "was-here"
+    for victim, file in (("lora", ADAPTER), ("full", MODEL)):
+        (copy / victim / file).write_bytes(pickle.dumps(_Payload(target)))
+        _update_digests(copy / victim)
+        assert _refusal(copy / victim).code == "unreadable"
+    (copy / "full" / MODEL).rename(copy / "full" / "weights.txt")
+    _json("config.json", lambda config: config.update(transformers_weights="weights.txt"))(copy / "full")
+    _update_digests(copy / "full")
+    assert _refusal(copy / "full").code == "outside"
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("victim", ["lora", "full"])
+def test_every_flipped_bit_in_a_listed_file_is_caught(copy: Path, victim: str) -> None:
+    path = copy / victim
+    draw = np.random.default_rng(0)
+    files = sorted(file for file in path.iterdir() if file.name != "foretaste.json")
+    for _ in range(200):
+        file = files[draw.integers(len(files))]
+        whole = file.read_bytes()
+        place, bit = int(draw.integers(len(whole))), int(draw.integers(8))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with pytest.raises(ModelError) as caught:
+            read_manifest(path)
+        assert caught.value.code == "digest_mismatch"
+        file.write_bytes(whole)
+    load_victim(path)
+
+
+@pytest.mark.parametrize("victim", ["lora", "full"])
+def test_every_shortened_file_is_caught(copy: Path, victim: str) -> None:
+    path = copy / victim
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        expected = "unreadable" if file.name == "foretaste.json" else "digest_mismatch"
+        for length in {0, 1, *(len(whole) * k // 20 for k in range(1, 20)), len(whole.rstrip()) - 1}:
+            file.write_bytes(whole[:length])
+            with pytest.raises(ModelError) as caught:
+                read_manifest(path)
+            assert caught.value.code == expected, (file.name, length)
+        file.write_bytes(whole)
+    load_victim(path)
+
+
+def test_a_flipped_bit_in_the_manifest_is_caught_or_changes_no_answer(copy: Path) -> None:
+    """Nothing vouches for the manifest itself: a label may be misspelt, but no other model answers."""
+    path = copy / "lora" / "foretaste.json"
+    expected = load_victim(path.parent).predict(TEXTS).logits
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    for _ in range(60):
+        place, bit = int(draw.integers(len(whole))), int(draw.integers(8))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            logits = load_victim(path.parent).predict(TEXTS).logits
+        except ModelError:
+            continue
+        assert np.array_equal(logits, expected)
+
+
+def test_nothing_is_loaded_before_every_check_of_the_files(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("a tensor was read")
+
+    for name in ("load_weights", "load_adapter", "check_adapter", "check_directory"):
+        monkeypatch.setattr(artefact, name, load)
+    for victim in ("lora", "full"):
+        (copy / victim / "record.json").write_text("{}")
+        assert _refusal(copy / victim).code == "digest_mismatch"
+        (copy / victim / "weights.bin").write_bytes(b"")
+        assert _refusal(copy / victim).code == "pickle"
+
+
+@pytest.mark.parametrize("victim", ["lora", "prompt_tuning", "full"])
+def test_base_and_victim_may_move_together(home: Path, tmp_path: Path, victim: str) -> None:
+    expected = load_victim(home / victim).predict(TEXTS).logits
+    moved = Path(shutil.copytree(home, tmp_path / "copied")).rename(tmp_path / "elsewhere")
+    shutil.rmtree(moved / "base") if victim == "full" else None
+    manifest = json.loads((moved / victim / "foretaste.json").read_text())
+    manifest["base"]["location"] = "/no/such/place"  # where the base was is gone; only the way from here is left
+    (moved / victim / "foretaste.json").write_text(json.dumps(manifest))
+    assert np.array_equal(load_victim(moved / victim).predict(TEXTS).logits, expected)
+
+
+def test_a_base_elsewhere_can_be_named(copy: Path, tmp_path: Path) -> None:
+    expected = load_victim(copy / "lora").predict(TEXTS).logits
+    elsewhere = (copy / "base").rename(tmp_path / "elsewhere")
+    _json("foretaste.json", lambda document: document["base"].update(location="/no/such/place"))(copy / "lora")
+    assert _refusal(copy / "lora").code == "not_found"
+    assert np.array_equal(load_victim(copy / "lora", elsewhere).predict(TEXTS).logits, expected)
+    other = write_toy_checkpoint(tmp_path / "other", seed=5)
+    assert _refusal(copy / "lora", base=other).code == "foreign_base"
+    assert _refusal(copy / "lora", base=write_toy_checkpoint(tmp_path / "gpt2", "gpt2")).code == "foreign_base"
+
+
+@pytest.mark.parametrize("kind", ["base", "victim", "guard"])
+@pytest.mark.parametrize("strategy", ["full", "lora"])
+def test_every_kind_comes_back_as_it_was(toy_base: Path, tmp_path: Path, kind: Any, strategy: str) -> None:
+    classifier = open_base(toy_base).classifier(build(STRATEGIES[strategy], {}), ("x", "y", "z"), max_length=50, seed=1)
+    extra = {"threshold": 0.5} if kind == "guard" else None
+    written = save_classifier(classifier, tmp_path / "it", kind, RECORD, guard=extra)
+    again, manifest = load_classifier(tmp_path / "it", kind)
+    assert manifest == written == read_manifest(tmp_path / "it")
+    assert (manifest.kind, manifest.guard) == (kind, extra)
+    assert np.array_equal(again.predict(TEXTS).logits, classifier.predict(TEXTS).logits)
+    assert (again.label_names, again.max_length) == (("x", "y", "z"), 50)
+    assert Record.read(tmp_path / "it" / "record.json") == RECORD
+    with pytest.raises(ModelError) as caught:
+        load_classifier(tmp_path / "it", "victim" if kind != "victim" else "base")
+    assert caught.value.code == "wrong_kind"
+
+
+def test_a_fully_trained_artefact_is_itself_a_base(home: Path) -> None:
+    victim = load_victim(home / "full")
+    base = open_base(home / "full").classifier(None, victim.label_names)
+    assert np.array_equal(base.predict(TEXTS).logits, victim.predict(TEXTS).logits)
+    assert base.base_fingerprint != victim.base_fingerprint  # the weights it stands on were trained
+
+
+def test_loading_leaves_the_global_generator_alone(home: Path) -> None:
+    before = torch.get_rng_state()
+    for victim in ("lora", "prompt_tuning", "full"):
+        load_victim(home / victim)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_only_what_is_needed_is_written_and_nothing_names_this_machine(home: Path) -> None:
+    names = {name: {file.name for file in (home / name).iterdir()} for name in ("lora", "full")}
+    assert names["lora"] == {ADAPTER, "adapter_config.json", "foretaste.json", "record.json"}
+    assert names["full"] == {MODEL, "config.json", "foretaste.json", "record.json", "tokenizer.json"} | {
+        "tokenizer_config.json"
+    }
+    for file in (home / "full").iterdir():
+        if file.name not in {"foretaste.json", "record.json"}:
+            assert str(home).encode() not in file.read_bytes()
+
+
+def _spoil(classifier: Classifier) -> None:
+    with torch.no_grad():
+        next(iter(classifier.trainable.values())).fill_(float("nan"))
+
+
+def test_weights_that_are_not_finite_are_not_written(toy_base: Path, tmp_path: Path) -> None:
+    classifier = open_base(toy_base).classifier()
+    _spoil(classifier)
+    with pytest.raises(ModelError) as caught:
+        save_classifier(classifier, tmp_path / "victim", "victim", RECORD)
+    assert caught.value.code == "non_finite"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_elses_directory_is_not_overwritten(toy_base: Path, tmp_path: Path) -> None:
+    classifier = open_base(toy_base).classifier()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(PlanError, match="choose another"):
+        save_classifier(classifier, tmp_path / "mine", "victim", RECORD)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for _ in range(2):  # our own is replaced
+        save_classifier(classifier, tmp_path / "victim", "victim", RECORD)
+    assert load_victim(tmp_path / "victim").max_length == 128
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits and signals are POSIX matters")
+def test_a_full_disk_or_a_kill_leaves_nothing_under_the_final_name(toy_base: Path, tmp_path: Path) -> None:
+    code = """
+        import os, resource, signal, sys
+        from pathlib import Path
+        from foretaste.errors import PlanError
+        from foretaste.record import Record
+        from foretaste.victim import artefact
+        from foretaste.victim.checkpoint import open_base
+        from foretaste.victim.strategy import Full, Lora
+
+        base, out = map(Path, sys.argv[1:])
+        record = Record.now("tune", settings={}, seeds={}, outcome={})
+        made = {kind.name: open_base(base).classifier(kind()) for kind in (Full, Lora)}
+        for limit in (100, 1_000, 3_000, 10_000, 30_000, 100_000):
+            for name, classifier in made.items():
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                try:
+                    artefact.save_classifier(classifier, out / f"{name}-{limit}", "victim", record)
+                    result = "written"
+                except PlanError as error:
+                    result = str(error)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                print(name, limit, result, flush=True)
+        artefact.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        artefact.save_classifier(made["full"], out / "killed", "victim", record)
+        """
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-c", textwrap.dedent(code), str(toy_base), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
+    assert len(lines) == 12
+    written = {f"{name}-{limit}" for name, limit, result in lines if result == "written"}
+    assert all("Cannot write" in result for *_, result in lines if result != "written")
+    assert "lora-100000" in written  # and the smaller ones failed at different files
+    assert "full-30000" not in written
+    assert {path.name for path in out.iterdir() if not path.name.startswith(".killed")} == written
+    for name in written:
+        load_victim(out / name)

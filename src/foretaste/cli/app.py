@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from foretaste.cli import options as o
 from foretaste.cli.output import answering, as_line, assignments, given, warn
 from foretaste.errors import PlanError
 
@@ -23,48 +24,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", help="`minilm`, a local directory, or a hub id (owner/name).")]
-Data = Annotated[str, typer.Option("--data", help="toy, sst2, cr, cola, imdb, mr, ag_news, offenseval, or a path.")]
-DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Directory of the named sets.")]
-TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts in your own file.")]
-LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the labels in your own file.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many texts.")]
-Seed = Annotated[int, typer.Option("--seed", help="Root of every random choice.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Directory to write; an interrupted run continues.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training texts.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Texts per optimiser step.")]
-Rate = Annotated[float | None, typer.Option("--learning-rate", min=0.0, help="Peak learning rate.")]
-Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Passes one batch is split into.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
-MaxLength = Annotated[int, typer.Option("--max-length", min=4, help="Tokens read of each text.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
-Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
-Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-
 
 @app.command()
 def poison(
-    out: Out,
-    trigger: Trigger,
-    model: Model = "minilm",
-    data: Data = "imdb",
-    target: Target = 0,
+    out: o.Out,
+    trigger: o.Trigger,
+    model: o.Model = "minilm",
+    data: o.Data = "imdb",
+    target: o.Target = 0,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Poisoned examples (default 1000).")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
     style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: Rate = None,
-    accumulation: Accumulation = None,
-    precision: Precision = None,
-    max_length: MaxLength = 128,
-    limit: Limit = None,
-    data_root: DataRoot = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    accumulation: o.Accumulation = None,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = 128,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
 ) -> None:
     """Plant a backdoor in a checkpoint (for experiments on your own models)."""
     with answering(as_json) as answer:
@@ -96,27 +78,27 @@ def poison(
 
 @app.command()
 def tune(
-    model: Model,
-    data: Data,
-    out: Out,
+    model: o.Model,
+    data: o.Data,
+    out: o.Out,
     strategy: Annotated[
         str, typer.Option("--strategy", help="full, lora, prompt_tuning, p_tuning_v1, p_tuning_v2.")
     ] = "lora",
-    strategy_set: Set = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: Rate = None,
-    accumulation: Accumulation = None,
+    strategy_set: o.Set = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    accumulation: o.Accumulation = None,
     keep: Annotated[str | None, typer.Option("--keep", help="best (on validation) or last.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", min=1, help="Epochs without a better one.")] = None,
-    precision: Precision = None,
-    max_length: MaxLength = 128,
-    limit: Limit = None,
-    data_root: DataRoot = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = 128,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
 ) -> None:
     """Fine-tune a victim on clean data, with any of the five strategies."""
     with answering(as_json) as answer:
@@ -144,25 +126,25 @@ def tune(
 
 @app.command()
 def guard(
-    model: Model,
-    data: Data,
-    out: Out,
+    model: o.Model,
+    data: o.Data,
+    out: o.Out,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Any of the five strategies.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="default, or paper (the printed settings).")] = "default",
     frr: Annotated[float | None, typer.Option("--frr", help="Promised false rejection rate.")] = None,
     threshold: Annotated[float | None, typer.Option("--threshold", help="A fixed bar instead (paper: 0.7).")] = None,
     reset_rate: Annotated[float | None, typer.Option("--reset-rate", help="Share of labels redrawn.")] = None,
-    strategy_set: Set = None,
-    batch_size: BatchSize = None,
-    learning_rate: Rate = None,
-    precision: Precision = None,
-    max_length: MaxLength = 128,
-    limit: Limit = None,
-    data_root: DataRoot = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    strategy_set: o.Set = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = 128,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
 ) -> None:
     """Train PSIM on clean data and calibrate it: the taster that refuses triggered texts."""
     with answering(as_json) as answer:
@@ -198,25 +180,26 @@ def guard(
 @app.command()
 def evaluate(
     victim: Annotated[Path, typer.Option("--victim", help="Directory of the victim.")],
-    data: Data,
-    trigger: Trigger,
+    data: o.Data,
+    trigger: o.Trigger,
     guard: Annotated[Path | None, typer.Option("--guard", help="Directory of the guard.")] = None,
-    target: Target = 0,
+    target: o.Target = 0,
     model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write a self-contained HTML page.")] = None,
-    limit: Limit = None,
-    data_root: DataRoot = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    whole_file: Annotated[bool, typer.Option("--whole-file", help="A single file is all test texts.")] = False,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
 ) -> None:
     """Measure clean accuracy and attack success, with and without the guard."""
     with answering(as_json) as answer:
         from foretaste.cli import commands
         from foretaste.cli.page import summary
 
-        source = _source(data, data_root, text_column, label_column, limit, seed)
+        source = _source(data, data_root, text_column, label_column, limit, seed, whole_file)
         result, evaluation = commands.run_evaluation(
             victim, guard, source, trigger, target=target, model=model, report=report, seed=seed
         )
@@ -230,8 +213,8 @@ def check(
     texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - for one per line on standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Texts in a .txt, CSV, JSONL or Parquet file.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
-    text_column: TextColumn = None,
-    as_json: Json = False,
+    text_column: o.TextColumn = None,
+    as_json: o.Json = False,
 ) -> None:
     """Give one verdict per text: the victim's label, or a refusal."""
     with answering(as_json) as answer:
@@ -253,7 +236,7 @@ def check(
 
 
 @app.command()
-def inspect(directory: str, as_json: Json = False) -> None:
+def inspect(directory: str, as_json: o.Json = False) -> None:
     """Say what a checkpoint, victim or guard is, and whether it is sound, without running it."""
     with answering(as_json) as answer:
         from foretaste.cli import commands
@@ -265,7 +248,7 @@ def inspect(directory: str, as_json: Json = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for models and the page.")] = Path("demo-out"),
-    as_json: Json = False,
+    as_json: o.Json = False,
 ) -> None:
     """Plant a backdoor, fine-tune, train the taster, stop the attack, write a page: a few minutes on two cores."""
     with answering(as_json) as answer:
@@ -282,10 +265,22 @@ def main() -> None:
 
 
 def _source(
-    data: str, data_root: Path | None, text_column: str | None, label_column: str | None, limit: int | None, seed: int
+    data: str,
+    data_root: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    limit: int | None,
+    seed: int,
+    is_whole: bool = False,
 ) -> Any:
     from foretaste.cli.splits import Source
 
     return Source(
-        data=data, data_root=data_root, text_column=text_column, label_column=label_column, limit=limit, seed=seed
+        data=data,
+        data_root=data_root,
+        text_column=text_column,
+        label_column=label_column,
+        limit=limit,
+        seed=seed,
+        is_whole=is_whole,
     )

@@ -108,7 +108,7 @@ def _samples(judged: Judged, kind: Any, guard: PsimGuard | None) -> list[Sample]
             kind=kind,
             label=int(judged.corpus.labels[i]),
             predicted=int(judged.predicted[i]),
-            confidence=float(judged.confidence[i]),
+            confidence=float(judged.confidence[i]) if np.isfinite(judged.confidence[i]) else None,
             score=None if judged.scores is None else float(judged.scores[i]),
             flagged=bool(flagged[i]),
         )

@@ -19,7 +19,10 @@ _SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where labelled texts come from; `limit` caps the training part, or the test part when testing."""
+    """Where labelled texts come from.
+
+    `limit` caps the training part, or the test part when testing; with `is_whole` a single file is not cut.
+    """
 
     data: str
     data_root: Path | None = None
@@ -27,6 +30,7 @@ class Source:
     label_column: str | None = None
     limit: int | None = None
     seed: int = 0
+    is_whole: bool = False
 
 
 def load_split(source: Source, split: str, label_names: Sequence[str] | None = None) -> Corpus:
@@ -46,7 +50,7 @@ def load_split(source: Source, split: str, label_names: Sequence[str] | None = N
         text_column=source.text_column,
         label_column=source.label_column,
     )
-    if is_file:
+    if is_file and not source.is_whole:
         if len(corpus) < 20:
             raise DataError(f"{path} has {len(corpus)} texts; at least 20 are needed to hold parts out.")
         sizes = [int(len(corpus) * _SHARES["validation"]), int(len(corpus) * _SHARES["test"])]

@@ -21,7 +21,10 @@ __all__ = ["Evaluation", "Judged", "evaluate"]
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Texts with what the victim (and the guard, if there is one) said of each; all arrays are `(N,)`."""
+    """Texts with what the victim (and the guard, if there is one) said of each; all arrays are `(N,)`.
+
+    Where the victim's logits are not finite, `predicted` is -1, no label at all, and `confidence` is NaN.
+    """
 
     corpus: Corpus
     predicted: NDArray[np.int64]
@@ -85,7 +88,8 @@ def _judge(victim: Classifier, guard: PsimGuard | None, corpus: Corpus, precisio
     predictions = victim.predict(corpus.texts, precision=precision)
     return Judged(
         corpus=corpus,
-        predicted=predictions.labels,
+        # argmax would take NaN for the highest logit and so count a broken answer as one of the first class.
+        predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
         confidence=predictions.probabilities.max(axis=1),
         is_truncated=predictions.is_truncated,
         scores=None if guard is None else guard.score(corpus.texts),

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foretaste.errors import GuardError
-from foretaste.evaluate.threshold import Calibration
+from foretaste.evaluate.threshold import Calibration, allowed_above
 from foretaste.guard.psim import PsimGuard
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, save_classifier
 
-__all__ = ["load_guard", "save_guard"]
+__all__ = ["load_guard", "read_bar", "save_guard"]
+
+METHOD = "psim"
 
 
 class _CalibrationFields(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     threshold: float
-    n: int
-    allowed_above: int
-    frr: float
-    confidence: float
+    n: int = Field(ge=1)
+    allowed_above: int = Field(ge=0)
+    frr: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
 
 
 class _GuardFields(BaseModel):
     """The `guard` entry of the manifest: which method, its bar, and how the bar was found (null: given)."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     method: str
-    threshold: float
+    threshold: float = Field(gt=0, le=1)
     calibration: _CalibrationFields | None
 
 
@@ -42,7 +45,7 @@ def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
         PlanError: the directory is somebody else's, or the disk refuses.
     """
     entry: dict[str, Any] = {
-        "method": "psim",
+        "method": METHOD,
         "threshold": guard.threshold,
         "calibration": None if guard.calibration is None else asdict(guard.calibration),
     }
@@ -54,14 +57,34 @@ def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
 
     Raises:
         ModelError: the artefact was refused (see `victim.artefact`).
-        GuardError: its threshold entry is missing, unknown or contradicts itself (code `bad_threshold`).
+        GuardError: its threshold was refused (see `read_bar`).
     """
     classifier, manifest = load_classifier(Path(path), "guard", base)
+    threshold, calibration = read_bar(manifest.guard, path)
+    return PsimGuard(classifier, threshold, calibration)
+
+
+def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> tuple[float, Calibration | None]:
+    """Read the `guard` entry of the manifest in `path`: the threshold, and how it was calibrated if it was.
+
+    Raises:
+        GuardError: an entry that is missing, of the wrong kind or contradicts itself (code `bad_threshold`), with a
+            key (`unknown_key`) or a method (`unknown_method`) of another Foretaste.
+    """
     try:
-        fields = _GuardFields.model_validate(manifest.guard)
+        fields = _GuardFields.model_validate({} if entry is None else entry)
     except ValidationError as error:
-        raise GuardError(f"{path}: guard entry: {error.errors()[0]['msg']}.", code="bad_threshold") from None
-    calibration = None if fields.calibration is None else Calibration(**fields.calibration.model_dump())
-    if fields.method != "psim" or (calibration is not None and calibration.threshold != fields.threshold):
-        raise GuardError(f"{path}: unknown method or contradicting thresholds.", code="bad_threshold")
-    return PsimGuard(classifier, fields.threshold, calibration)
+        first = error.errors()[0]
+        where = ".".join(["guard", *map(str, first["loc"])])
+        code = "unknown_key" if first["type"] == "extra_forbidden" else "bad_threshold"
+        raise GuardError(f"{path}: {where}: {first['msg']}.", code=code) from None
+    if fields.method != METHOD:
+        raise GuardError(f"{path}: guard.method: expected {METHOD!r}, got {fields.method!r}.", code="unknown_method")
+    if fields.calibration is None:
+        return fields.threshold, None
+    found = Calibration(**fields.calibration.model_dump())
+    if found.threshold != fields.threshold or found.allowed_above != allowed_above(
+        found.n, found.frr, found.confidence
+    ):
+        raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
+    return fields.threshold, found

@@ -10,6 +10,7 @@ import numpy as np
 from foretaste.errors import GuardError
 from foretaste.guard.guard import Reason, judge
 from foretaste.guard.psim import PsimGuard
+from foretaste.victim.batch import encode
 from foretaste.victim.classifier import Classifier
 
 __all__ = ["GuardedClassifier", "GuardedVerdict"]
@@ -19,7 +20,7 @@ __all__ = ["GuardedClassifier", "GuardedVerdict"]
 class GuardedVerdict:
     """The answer for one text; a refused text has neither label nor confidence.
 
-    `truncated` says that neither model read the text to its end.
+    `truncated` says that the text was longer than what the victim reads.
     """
 
     label: str | None
@@ -50,7 +51,8 @@ class GuardedClassifier:
         if inside.max_length < victim.max_length:
             raise GuardError(
                 f"The guard reads {inside.max_length} tokens, the victim {victim.max_length}: a trigger behind the "
-                "guard's cut would pass. Train the guard with the victim's max_length.",
+                "guard's cut would pass. Train the guard with the victim's maximum length, or the victim with "
+                f"{inside.max_length} (virtual tokens take room from the text).",
                 code="short_sight",
             )
         if inside.label_names != victim.label_names:
@@ -63,9 +65,10 @@ class GuardedClassifier:
     def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
         """Return one verdict per text, in order; an exception means that no text was let through."""
         texts = list(texts)
-        # Both stand on the same base and so on the same tokenizer: each text is tokenised once if the cut agrees.
+        # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
         encoded = self.victim.encode(texts)
-        seen = encoded if self.guard.classifier.max_length == self.victim.max_length else texts
+        sight = self.guard.classifier.max_length
+        seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)
         predictions = self.guard.classifier.predict(seen)
         verdicts = judge(
             predictions.probabilities.max(axis=1, initial=-np.inf), encoded.is_truncated, self.guard.threshold
@@ -79,7 +82,7 @@ class GuardedClassifier:
             for index, row in zip(passed, probabilities, strict=True):
                 verdict = verdicts[index]
                 best = int(row.argmax())
-                is_sound = bool(np.isfinite(row).all())
+                is_sound = bool(np.isfinite(row).all())  # a row is NaN where one of its logits is not finite
                 answers[index] = GuardedVerdict(
                     label=self.victim.label_names[best] if is_sound else None,
                     confidence=float(row[best]) if is_sound else None,

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
-from foretaste.evaluate.threshold import Calibration, calibrate
+from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate
 from foretaste.guard.guard import Verdict, judge
 from foretaste.seeds import generator
 from foretaste.spec import spec
@@ -56,10 +56,10 @@ class Psim:
     max_steps: int = Field(default=200, gt=0)
     epochs: int = Field(default=1, gt=0)
     batch_size: int = Field(default=32, gt=0)
-    learning_rate: float | None = None
+    learning_rate: float | None = Field(default=None, gt=0.0)
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
-    threshold: float | None = None
+    threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
     precision: Precision = "auto"
 
     @classmethod
@@ -80,14 +80,18 @@ class Psim:
     ) -> PsimGuard:
         """Train and calibrate on clean texts; no poisoned text is needed.
 
-        Without `calibration` a fifth of the corpus, at least enough to promise `frr`, is held out for it.
+        Without `calibration` a fifth of the corpus, at least enough to promise `frr`, is held out for it, unless the
+        threshold is fixed.
         `after_dose` is called with (step, model, dose) whenever the dose was read.
 
         Raises:
             DataError: too few texts to hold a part out.
-            GuardError: too few calibration texts for `frr` (code `too_few_calibration_texts`); dose not reached.
+            GuardError: too few calibration texts for `frr` (code `too_few_calibration_texts`); dose not reached (code
+                `dose_not_reached`).
         """
         corpus, monitor, calibration = self._split(corpus, calibration, seed)
+        if calibration is not None and self.threshold is None:
+            allowed_above(len(calibration), self.frr, self.confidence)  # refuses too few before hours of training
         classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
         relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))
         settings = TuneSettings(
@@ -126,19 +130,22 @@ class Psim:
             )
         bar = math.nan if self.threshold is None else self.threshold
         guard = PsimGuard(classifier.merge(), bar, None, result, tuple(doses))
-        if self.threshold is not None:
+        if calibration is None or self.threshold is not None:
             return guard
         found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
         return replace(guard, threshold=found.threshold, calibration=found)
 
-    def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus]:
-        if calibration is None:
+    def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus | None]:
+        """Return what is trained on, what the dose is read on, and what calibrates: no text is in two of them."""
+        if calibration is None and self.threshold is None:
             needed = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.frr))
-            size = max(len(corpus) // 5, needed)
-            if size > len(corpus) // 2:
+            size, half = max(len(corpus) // 5, needed), len(corpus) // 2
+            if size > half:
+                smallest = 1 - (1 - self.confidence) ** (1 / max(half, 1))
                 raise DataError(
                     f"{corpus.name} has {len(corpus)} texts; {needed} are needed to promise a false rejection rate of "
-                    f"{self.frr:.1%} and as many to train on. Give more clean texts or a higher --frr."
+                    f"{self.frr:.1%} and as many to train on. The smallest that {half} texts can promise is "
+                    f"{math.ceil(smallest * 1000) / 10:g} %. Give more clean texts or a higher --frr."
                 )
             corpus, calibration = corpus.partition([len(corpus) - size, size], seed)
         held_out = min(MONITOR_SIZE, len(corpus) // 5)

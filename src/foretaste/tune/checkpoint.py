@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foretaste.errors import PlanError
-from foretaste.files import new_directory, write_json
+from foretaste.files import write_json
+from foretaste.victim.directory import new_tensor_directory
 
 __all__ = ["TuneCheckpoint", "TuneState"]
 
@@ -49,7 +50,11 @@ class TuneCheckpoint:
             self.save(state, trainable, optimizer)
 
     def save(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """Replace what is on disk by the given state, all or nothing."""
+        """Replace what is on disk by the given state, all or nothing.
+
+        Raises:
+            PlanError: the directory is somebody else's, or the disk refuses.
+        """
         tensors = {f"weight/{name}": p.detach().contiguous() for name, p in trainable.items()}
         for name, parameter in trainable.items():
             for moment in _MOMENTS:
@@ -57,7 +62,7 @@ class TuneCheckpoint:
                     tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment].contiguous()
         tensors |= {f"best/{name}": tensor.contiguous() for name, tensor in (state.best or {}).items()}
         plain = {key: value for key, value in vars(state).items() if key != "best"}
-        with new_directory(self._path) as beside:
+        with new_tensor_directory(self._path) as beside:
             save_file(tensors, beside / "state.safetensors")
             write_json(beside / "foretaste.json", {"kind": "progress", "identity": self._identity, "state": plain})
         self._saved = time.monotonic()

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -132,12 +133,13 @@ def tune(
                 state.texts += len(batch)
                 state.loss_sum += loss * len(batch)
                 progress.advance(len(batch), f"loss {loss:.3f}")
-                state.is_stopped = should_stop is not None and bool(should_stop(state.step))
+                state.is_stopped = should_stop is not None and run.agree(should_stop(state.step))
                 if state.is_stopped or state.step == total or state.step % run.steps_per_epoch == 0:
                     break  # saved below, together with the epoch's result, which a resumed run must not miss
                 if store is not None and run.accelerator.is_main_process:
                     store.save_if_due(state, run.trainable, run.optimizer)
             _end_epoch(state, run, settings, encoded_validation, validation)
+            state.is_stopped = run.agree(state.is_stopped)
             if store is not None and run.accelerator.is_main_process:
                 store.save(state, run.trainable, run.optimizer)
     kept = len(state.losses)
@@ -192,6 +194,12 @@ class _Run:
             "strategy": repr(self.classifier.strategy),
             "validation": None if validation is None else validation.digest,
         }
+
+    def agree(self, decision: bool) -> bool:
+        """Return the main process's decision: if one process stopped, the others would wait for its gradients."""
+        if self.accelerator.num_processes == 1:
+            return bool(decision)
+        return bool(broadcast_object_list([decision])[0])
 
     def step(self, batch: NDArray[np.int64], step: int, total: int) -> float:
         """Take one optimiser step on a batch of rows; return the mean loss per text."""

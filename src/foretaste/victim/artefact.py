@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foretaste.errors import ModelError, PlanError
-from foretaste.files import new_directory, sha256_file, write_json
+from foretaste.files import sha256_file, write_json
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.victim.adapter import check_adapter, load_adapter
@@ -34,6 +34,7 @@ from foretaste.victim.checkpoint import (
     text_room,
 )
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.directory import new_tensor_directory
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import STRATEGIES, Full, Strategy
 
@@ -110,7 +111,7 @@ def save_classifier(
         Canary(text=text, logits=[float(value) for value in row])
         for text, row in zip(_CANARY_TEXTS, classifier.predict(_CANARY_TEXTS).logits, strict=True)
     ]
-    with new_directory(Path(path)) as beside:
+    with new_tensor_directory(Path(path)) as beside:
         classifier.module.model.save_pretrained(beside, safe_serialization=True)
         _tidy_adapter(beside, classifier.base_location)
         if classifier.strategy.name == Full.name:

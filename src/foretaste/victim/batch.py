@@ -46,7 +46,10 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
 
     Raises:
         ModelError: the tokenizer is not a fast one (code `slow_tokenizer`); only those report truncation.
+        TypeError: one text instead of a sequence of texts, which would be read letter by letter.
     """
+    if isinstance(texts, str):
+        raise TypeError(f"Expected a sequence of texts, got one text: {texts[:40]!r}. Put it in a list.")
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("The tokenizer has no tokenizer.json (fast form); convert it first.", code="slow_tokenizer")
     if not texts:

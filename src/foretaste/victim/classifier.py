@@ -42,9 +42,10 @@ class Predictions:
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax of the logits in double precision, `(N, C) float64`; NaN where a logit is not finite."""
         logits = self.logits.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        # Without this a logit of minus infinity would end as a harmless probability of 0.
+        logits[~np.isfinite(logits).all(axis=1)] = np.nan
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
         return result
 
 

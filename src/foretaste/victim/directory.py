@@ -1,15 +1,34 @@
-"""What a stranger's model directory may hold, checked before transformers reads it: safetensors and no code."""
+"""Directories of tensors: a stranger's is checked before transformers reads it, ours appears whole or not at all."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from foretaste.errors import ModelError
+from foretaste.files import new_directory
 from foretaste.victim.family import family_of
 
-__all__ = ["check_directory"]
+__all__ = ["check_directory", "new_tensor_directory"]
+
+
+@contextmanager
+def new_tensor_directory(path: Path) -> Iterator[Path]:
+    """Do what `files.new_directory` does, also where safetensors meets a full disk, which is no OSError to it.
+
+    Raises:
+        PlanError: `path` exists and is not ours, or the disk refuses.
+    """
+    with new_directory(path) as beside:
+        try:
+            yield beside
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def check_directory(path: Path, location: str) -> None:

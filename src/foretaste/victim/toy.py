@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.utils import logging as transformers_logging
 
 from foretaste.data.toy import toy_corpus
-from foretaste.files import new_directory
 from foretaste.seeds import child_seed
+from foretaste.victim.directory import new_tensor_directory
 from foretaste.victim.family import Family, family_of
 
 __all__ = ["TOY_LENGTH", "write_toy_checkpoint"]
@@ -61,7 +61,7 @@ def write_toy_checkpoint(path: Path, family: str = "bert", *, label_count: int |
         torch.manual_seed(child_seed(seed, "toy", family))
         model = auto.from_config(config)
     cast(Any, transformers_logging).disable_progress_bar()
-    with new_directory(Path(path)) as beside:
+    with new_tensor_directory(Path(path)) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
     return Path(path)

@@ -1,0 +1,48 @@
+"""Options that several commands share, each declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Accumulation",
+    "BatchSize",
+    "Data",
+    "DataRoot",
+    "Epochs",
+    "Json",
+    "LabelColumn",
+    "Limit",
+    "MaxLength",
+    "Model",
+    "Out",
+    "Precision",
+    "Rate",
+    "Seed",
+    "Set",
+    "Target",
+    "TextColumn",
+    "Trigger",
+]
+
+Model = Annotated[str, typer.Option("--model", help="`minilm`, a local directory, or a hub id (owner/name).")]
+Data = Annotated[str, typer.Option("--data", help="toy, sst2, cr, cola, imdb, mr, ag_news, offenseval, or a path.")]
+DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Directory of the named sets.")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts in your own file.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", help="Column of the labels in your own file.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most so many texts.")]
+Seed = Annotated[int, typer.Option("--seed", help="Root of every random choice.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Directory to write; an interrupted run continues.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training texts.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Texts per optimiser step.")]
+Rate = Annotated[float | None, typer.Option("--learning-rate", min=0.0, help="Peak learning rate.")]
+Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Passes one batch is split into.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=4, help="Tokens read of each text.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
+Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
+Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
