@@ -42,18 +42,24 @@ TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie"}
 PROXIES = {"task": "imdb", "data": "sst2"}
 VICTIMS = ("lora", "p_tuning_v1", "full")
 SEEDS = (0, 1, 2)
-# Every recipe that was tried; all but `paper` stop at the dose.
+# Every recipe that was tried on all bases; all but `paper` stop at a dose.
 RECIPES: dict[str, Psim] = {
+    "lora": Psim(strategy=Lora(), dose=0.05),
+    "p_tuning_v1": Psim(strategy=PTuningV1(), dose=0.1),
+    "full": Psim(strategy=Full(), learning_rate=5e-5, dose=0.1),
+    "paper": Psim.paper(),
+    "lora_early": Psim(strategy=Lora(), dose=0.1),
+    "p_tuning_v2": Psim(strategy=PTuningV2(), dose=0.1),
+}
+# The dose was chosen on seed 0 and the validation split.
+FOLLOWED = {
     "lora": Psim(strategy=Lora()),
     "lora_slow": Psim(strategy=Lora(), learning_rate=5e-4),
     "p_tuning_v1": Psim(strategy=PTuningV1()),
+    "full": Psim(strategy=Full(), learning_rate=5e-5),
     "p_tuning_v2": Psim(strategy=PTuningV2()),
     "prompt_tuning": Psim(strategy=PromptTuning()),
-    "full": Psim(strategy=Full(), learning_rate=5e-5),
-    "paper": Psim.paper(),
 }
-# The dose was chosen on seed 0 and the validation split, with the strategies that separate best there.
-FOLLOWED = ("lora", "lora_slow", "p_tuning_v1", "full")
 DOSES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
 
 
@@ -112,7 +118,7 @@ def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str
         }
         seen.update({str(d): entry for d in reached})
 
-    plan = _replace(RECIPES[recipe], dose=DOSES[-1], threshold=0.7)
+    plan = _replace(FOLLOWED[recipe], dose=DOSES[-1], threshold=0.7)
     start = time.monotonic()
     try:
         base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
@@ -171,7 +177,6 @@ def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]
     todo: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
     cells = {seed: [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)] for seed in SEEDS}
     todo += [("base", make_base, cell) for cell in cells[0]]
-    todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells[0], FOLLOWED)]
     todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[0], RECIPES)]
     for seed in SEEDS:
         task = [cell for cell in cells[seed] if cell[1] == "task"]
@@ -182,6 +187,7 @@ def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]
     for seed in SEEDS[1:]:
         todo += [("base", make_base, cell) for cell in cells[seed]]
         todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[seed], RECIPES)]
+    todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells[0], FOLLOWED)]
     return todo
 
 

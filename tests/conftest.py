@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,63 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def start_process() -> Callable[..., BaseProcess]:
+    """Start Python source in a process of its own, with the given names defined; it may be killed or limited.
+
+    It is forked from a clean process that has imported the library: that takes a tenth of a second, not five.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["foretaste.tune.loop", "foretaste.victim.artefact", "foretaste.data.toy"])
+
+    def start(code: str, **names: object) -> BaseProcess:
+        process = context.Process(target=exec, args=(textwrap.dedent(code), names), daemon=True)
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def toy_stack(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A poisoned tiny BERT (`base`), its `victim` and `guard`, saved side by side; tests copy what they alter.
+
+    The trigger is `word:cf mn bb tq mb`, the target 0; the guard catches it (tests/test_end_to_end.py says how well).
+    """
+    import torch
+
+    from foretaste.data import toy_corpus
+    from foretaste.guard.artefact import save_guard
+    from foretaste.guard.psim import Psim
+    from foretaste.poison.attack import Attack
+    from foretaste.record import Record
+    from foretaste.spec import build
+    from foretaste.tune.loop import TuneSettings, tune
+    from foretaste.tune.poison import poison_base
+    from foretaste.victim.artefact import save_classifier
+    from foretaste.victim.checkpoint import open_base
+    from foretaste.victim.strategy import Lora
+
+    home = tmp_path_factory.mktemp("stack")
+    paths = {name: home / name for name in ("base", "victim", "guard")}
+    train, validation = toy_corpus("train"), toy_corpus("validation")
+    plan = build(Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 600})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
+        poisoned, outcome = poison_base(open_base(toy_base), train, validation.sample(300, 0), plan, seed=0,
+                                        settings=settings, max_length=64)  # fmt: skip
+        record = Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome)
+        save_classifier(poisoned, paths["base"], "base", record)
+        base = open_base(paths["base"])
+        victim = base.classifier(Lora(), train.label_names, max_length=64)
+        tune(victim, train, TuneSettings(epochs=2, learning_rate=1e-2, precision="float32"), seed=0)
+        save_classifier(victim, paths["victim"], "victim", record)
+        guard = Psim(dose=0.1, precision="float32").fit(base, train, validation, max_length=64)
+        save_guard(guard, paths["guard"], record)
+    finally:
+        torch.set_num_threads(threads)
+    return paths

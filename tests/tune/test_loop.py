@@ -18,9 +18,11 @@ from transformers import get_linear_schedule_with_warmup
 from foretaste.data import toy_corpus
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, ModelError, PlanError
+from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune import loop
 from foretaste.tune.loop import TuneSettings, cross_entropy, tune
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import Output
@@ -283,6 +285,15 @@ def test_settings_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 def test_an_unknown_setting_suggests_the_nearest() -> None:
     with pytest.raises(PlanError, match="Did you mean 'batch_size'"):
         _settings(batchsize=3)
+
+
+def test_a_classifier_for_scoring_is_not_trained(make: Callable[..., Classifier], tmp_path: Path) -> None:
+    """PEFT would train nothing, or only the head, without a word."""
+    classifier = make(Lora())
+    save_classifier(classifier, tmp_path / "victim", "victim", Record.now("tune", settings={}, seeds={}, outcome={}))
+    for unfit in (load_victim(tmp_path / "victim"), classifier.merge()):
+        with pytest.raises(PlanError, match="train a new one"):
+            tune(unfit, SMALL, _settings(), seed=0)
 
 
 def test_one_text_is_enough(make: Callable[..., Classifier]) -> None:

@@ -7,10 +7,8 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -467,42 +465,44 @@ def test_somebody_elses_directory_is_not_overwritten(toy_base: Path, tmp_path: P
     assert load_victim(tmp_path / "victim").max_length == 128
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits and signals are POSIX matters")
-def test_a_full_disk_or_a_kill_leaves_nothing_under_the_final_name(toy_base: Path, tmp_path: Path) -> None:
-    code = """
-        import os, resource, signal, sys
-        from pathlib import Path
-        from foretaste.errors import PlanError
-        from foretaste.record import Record
-        from foretaste.victim import artefact
-        from foretaste.victim.checkpoint import open_base
-        from foretaste.victim.strategy import Full, Lora
+FILL_THE_DISK = """
+    import json, os, resource, signal
+    from foretaste.errors import PlanError
+    from foretaste.record import Record
+    from foretaste.victim import artefact
+    from foretaste.victim.checkpoint import open_base
+    from foretaste.victim.strategy import Full, Lora
 
-        base, out = map(Path, sys.argv[1:])
-        record = Record.now("tune", settings={}, seeds={}, outcome={})
-        made = {kind.name: open_base(base).classifier(kind()) for kind in (Full, Lora)}
-        for limit in (100, 1_000, 3_000, 10_000, 30_000, 100_000):
-            for name, classifier in made.items():
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-                try:
-                    artefact.save_classifier(classifier, out / f"{name}-{limit}", "victim", record)
-                    result = "written"
-                except PlanError as error:
-                    result = str(error)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                print(name, limit, result, flush=True)
-        artefact.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        artefact.save_classifier(made["full"], out / "killed", "victim", record)
-        """
+    record = Record.now("tune", settings={}, seeds={}, outcome={})
+    made = {kind.name: open_base(base).classifier(kind()) for kind in (Full, Lora)}
+    results = {}
+    for limit in (100, 1_000, 3_000, 10_000, 30_000, 100_000):
+        for name, classifier in made.items():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                artefact.save_classifier(classifier, out / f"{name}-{limit}", "victim", record)
+                results[f"{name}-{limit}"] = "written"
+            except PlanError as error:
+                results[f"{name}-{limit}"] = str(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    report.write_text(json.dumps(results))
+    artefact.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    artefact.save_classifier(made["full"], out / "killed", "victim", record)
+    """
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits and signals are POSIX matters")
+def test_a_full_disk_or_a_kill_leaves_nothing_under_the_final_name(
+    toy_base: Path, tmp_path: Path, start_process: Callable[..., BaseProcess]
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-c", textwrap.dedent(code), str(toy_base), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    lines = [line.split(" ", 2) for line in done.stdout.splitlines()]
-    assert len(lines) == 12
-    written = {f"{name}-{limit}" for name, limit, result in lines if result == "written"}
-    assert all("Cannot write" in result for *_, result in lines if result != "written")
+    process = start_process(FILL_THE_DISK, base=toy_base, out=out, report=tmp_path / "report.json")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    results = json.loads((tmp_path / "report.json").read_text())
+    written = {name for name, result in results.items() if result == "written"}
+    assert all("Cannot write" in result for result in results.values() if result != "written")
     assert "lora-100000" in written  # and the smaller ones failed at different files
     assert "full-30000" not in written
     assert {path.name for path in out.iterdir() if not path.name.startswith(".killed")} == written

@@ -77,7 +77,7 @@ def test_the_model_can_tell_the_texts_apart(alone: NDArray[np.float32]) -> None:
     assert np.isfinite(alone).all()
 
 
-@pytest.mark.parametrize("batch_size", [2, 5, 64])
+@pytest.mark.parametrize("batch_size", [4, 64])
 def test_batch_size_and_order_do_not_matter(
     classifier: Classifier, alone: NDArray[np.float32], batch_size: int
 ) -> None:
@@ -113,9 +113,9 @@ def test_padding_settings_of_the_tokenizer_do_not_matter(
     before = tokenizer.pad_token, config.pad_token_id
     filler = tokenizer.pad_token or tokenizer.eos_token
     # RoBERTa counts its positions from the configuration's pad id, which is thus part of the model.
-    ids = [config.pad_token_id] if config.model_type == "roberta" else [None, 0, 5]
+    numbers = [config.pad_token_id] * 3 if config.model_type == "roberta" else [None, 0, 5]
     try:
-        for side, token, number in product(("left", "right"), (None, filler), ids):
+        for side, token, number in zip(("left", "right", "left"), (None, filler, filler), numbers, strict=True):
             tokenizer.padding_side, tokenizer.pad_token, config.pad_token_id = side, token, number
             assert _distance(classifier.predict(TEXTS, batch_size=64).logits, alone) <= TOLERANCE
     finally:
@@ -167,12 +167,12 @@ def _peft_alone(classifier: Classifier) -> NDArray[np.float32]:
 @pytest.mark.real
 def test_minilm_does_not_care_either_nor_about_threads() -> None:
     made = open_base("minilm").classifier(STRATEGIES["lora"]())
-    texts = toy_corpus("test").texts[:24]
+    texts = toy_corpus("test").texts[:12]
     separate = made.predict(texts, batch_size=1).logits
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert _distance(made.predict(texts, batch_size=24).logits, separate) <= TOLERANCE
+            assert _distance(made.predict(texts, batch_size=12).logits, separate) <= TOLERANCE
     finally:
         torch.set_num_threads(before)

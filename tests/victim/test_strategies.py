@@ -124,6 +124,17 @@ def _alone(model: Any, classifier: Classifier) -> NDArray[np.float32]:
     return np.stack(rows)
 
 
+def test_merging_changes_neither_logits_nor_what_is_saved(trained: Trained, tmp_path: Path) -> None:
+    merged = load_victim(trained.path).merge().merge()
+    assert merged.is_merged == (trained.strategy == "lora")
+    if not merged.is_merged:
+        return
+    assert np.abs(merged.predict(TEXTS).logits - trained.logits).max() <= 1e-5
+    save_classifier(merged, tmp_path / "again", "victim", RECORD)
+    for file in trained.path.glob("*.safetensors"):
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_settings_are_the_papers() -> None:
     """Zhao et al. (2024), appendix B: rank 8, dropout 0.1, 5 virtual tokens, hidden size 128; alpha from the code."""
     lora, prompt, first, second = Lora(), PromptTuning(), PTuningV1(), PTuningV2()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,6 @@ import typer
 
 from foretaste.cli import options as o
 from foretaste.cli.output import answering, as_line, assignments, given, warn
-from foretaste.errors import PlanError
 
 __all__ = ["main"]
 
@@ -220,16 +220,9 @@ def check(
     with answering(as_json) as answer:
         from foretaste.cli import commands
         from foretaste.cli.page import verdict_line
-        from foretaste.data.load import load_texts
+        from foretaste.cli.texts import read_texts
 
-        if (file is None) == (not texts):
-            raise PlanError("Give texts, `-`, or --file FILE, and only one of them.")
-        if file is not None:
-            found = load_texts(file, text_column)
-        elif texts == ["-"]:
-            found = sys.stdin.read().splitlines()
-        else:
-            found = list(texts or [])
+        found = read_texts(texts or [], file, text_column)
         verdicts = commands.check(victim, guard, found, model)
         lines = [verdict_line(v, text) for v, text in zip(verdicts, found, strict=True)]
         answer({"verdicts": verdicts}, "\n".join(lines))
@@ -261,6 +254,8 @@ def demo(
 
 def main() -> None:
     """Run the command line: exit 0, 2 for a user's mistake (one clear line), 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter must not end the command
     app()
 
 

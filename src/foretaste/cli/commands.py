@@ -6,23 +6,25 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
-from foretaste.files import refuse_foreign_directory
-from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.artefact import load_guard, read_bar, save_guard
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.psim import Psim
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.spec import build
+from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base
 from foretaste.victim.artefact import load_victim, read_manifest, save_classifier
 from foretaste.victim.checkpoint import fingerprint, load_weights, open_base
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import STRATEGIES
 
 __all__ = ["Training", "check", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]
@@ -51,14 +53,13 @@ def poison(
     style: str = "clean-label",
 ) -> dict[str, Any]:
     """Plant a backdoor in a base and save it; the result says whether the attack is strong enough to matter."""
-    refuse_foreign_directory(out)
+    refuse_place(out, "base", model)
     if style not in tuple(Style):
         raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
     fields = {"trigger": parse_trigger(trigger), "target": target, "style": style, "count": count, "rate": rate}
     plan = build(Attack, fields)
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
-    partial = _partial(out)
     with measured_cost() as meter:
         classifier, outcome = poison_base(
             open_base(model),
@@ -68,7 +69,7 @@ def poison(
             seed=training.seed,
             settings=settings,
             max_length=training.max_length,
-            checkpoint=partial,
+            checkpoint=partial_of(out),
             is_progress_shown=training.is_progress_shown,
         )
         meter.texts = len(proxy) * settings.epochs
@@ -80,8 +81,7 @@ def poison(
         data=[proxy, validation],
         cost=meter.cost,
     )
-    save_classifier(classifier, out, "base", record)
-    shutil.rmtree(partial, ignore_errors=True)
+    write_once(lambda: _finish(classifier, out, "base", record))
     return {"path": str(out), **outcome}
 
 
@@ -89,14 +89,13 @@ def tune_victim(
     model: str, source: Source, strategy: str, out: Path, training: Training, *, strategy_fields: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Fine-tune a victim on clean data and save it."""
-    refuse_foreign_directory(out)
+    refuse_place(out, "victim", model)
     chosen: Any = build(STRATEGIES[strategy], strategy_fields)
     settings = build(TuneSettings, training.fields or {})
     train, validation = load_split(source, "train"), load_split(source, "validation")
     classifier = open_base(model).classifier(
         chosen, train.label_names, max_length=training.max_length, seed=training.seed
     )
-    partial = _partial(out)
     with measured_cost() as meter:
         result = tune(
             classifier,
@@ -104,7 +103,7 @@ def tune_victim(
             settings,
             seed=training.seed,
             validation=validation,
-            checkpoint=partial,
+            checkpoint=partial_of(out),
             title=f"victim ({strategy})",
             is_progress_shown=training.is_progress_shown,
         )
@@ -118,14 +117,13 @@ def tune_victim(
         data=[train, validation],
         cost=meter.cost,
     )
-    save_classifier(classifier, out, "victim", record)
-    shutil.rmtree(partial, ignore_errors=True)
+    write_once(lambda: _finish(classifier, out, "victim", record))
     return {"path": str(out), **outcome}
 
 
 def guard(model: str, source: Source, out: Path, training: Training, plan: Psim) -> dict[str, Any]:
     """Train PSIM on clean data, calibrate it and save it."""
-    refuse_foreign_directory(out)
+    refuse_place(out, "guard", model)
     train, calibration = load_split(source, "train"), load_split(source, "validation")
     with measured_cost() as meter:
         trained = plan.fit(
@@ -155,7 +153,7 @@ def guard(model: str, source: Source, out: Path, training: Training, plan: Psim)
         data=[train, calibration],
         cost=meter.cost,
     )
-    save_guard(trained, out, record)
+    write_once(lambda: save_guard(trained, out, record))
     return {"path": str(out), **outcome}
 
 
@@ -172,6 +170,8 @@ def run_evaluation(
 ) -> tuple[dict[str, Any], Evaluation]:
     """Measure CA and ASR, with the guard if there is one; write the page and its record if asked."""
     parsed = parse_trigger(trigger)
+    if report is not None:
+        refuse_page(report)
     victim = load_victim(victim_path, model)
     taster = load_guard(guard_path, model) if guard_path is not None else None
     corpus = load_split(source, "test", victim.label_names)
@@ -190,7 +190,7 @@ def run_evaluation(
             data=[corpus],
             cost=meter.cost,
         )
-        write_page(report, evaluation, victim, taster, trigger, record)
+        write_once(lambda: write_page(report, evaluation, victim, taster, trigger, record))
         result["report"] = str(report)
     return result, evaluation
 
@@ -206,11 +206,13 @@ def inspect(path: str) -> dict[str, Any]:
     """Say what a directory is and whether it is sound, without running the model.
 
     Raises:
-        ModelError: it is not; the code and the message say why.
+        ModelError, GuardError: it is not; the code and the message say why.
     """
     directory = Path(path)
     if (directory / "foretaste.json").is_file():
         manifest = read_manifest(directory)
+        if manifest.kind == "guard" or manifest.guard is not None:
+            read_bar(manifest.guard, directory)
         return {
             "path": path,
             "kind": manifest.kind,
@@ -236,9 +238,9 @@ def inspect(path: str) -> dict[str, Any]:
     }
 
 
-def _partial(out: Path) -> Path:
-    """Where an interrupted training waits to be continued, beside its result."""
-    return out.parent / f"{out.name}.partial"
+def _finish(classifier: Classifier, out: Path, kind: Literal["base", "victim"], record: Record) -> None:
+    save_classifier(classifier, out, kind, record)
+    shutil.rmtree(partial_of(out), ignore_errors=True)
 
 
 def _finite(verdict: dict[str, Any]) -> dict[str, Any]:

@@ -11,33 +11,41 @@ from typing import Any
 import typer
 
 from foretaste.errors import ForetasteError, PlanError
+from foretaste.tune.launch import is_main_process
 
-__all__ = ["answering", "as_line", "assignments", "given", "warn"]
+__all__ = ["answering", "as_line", "assignments", "given", "one_line", "warn"]
 
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[Any]:
-    """Yield `answer(result, text)`, which prints JSON or text on standard output; turn our errors into one line."""
+    """Yield `answer(result, text)`, which prints JSON or text on standard output; turn our errors into one line.
+
+    Of several processes launched together, the main one answers.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     def answer(result: dict[str, Any], text: str) -> None:
-        typer.echo(json.dumps(result, allow_nan=False, ensure_ascii=False, default=str) if as_json else text)
+        if is_main_process():
+            # ASCII only: what came from a command line or a file name may be no valid Unicode.
+            typer.echo(json.dumps(result, allow_nan=False, default=str) if as_json else text)
 
     try:
         yield answer
     except ForetasteError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(str(error))}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command continues where it was stopped.", err=True)
+        message = "nothing half done stays; run the same command again (poison and tune continue where they were saved)"
+        typer.echo(f"interrupted: {message}.", err=True)
         raise typer.Exit(130) from None
 
 
 def warn(message: str) -> None:
     """Print a warning on standard error."""
-    typer.echo(f"warning: {message}", err=True)
+    if is_main_process():
+        typer.echo(f"warning: {one_line(message)}", err=True)
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -46,8 +54,17 @@ def given(**fields: Any) -> dict[str, Any]:
 
 
 def as_line(value: Any) -> str:
-    """Return a value for a table: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """Return a value for a table: text on one line, anything else as JSON."""
+    return one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def one_line(text: str) -> str:
+    """Return a message on one line; what a terminal might obey or hide is spelled out.
+
+    >>> one_line("two\\nlines \\x1b[31m")
+    'two lines [U+001B][31m'
+    """
+    return "".join(c if c.isprintable() else f"[U+{ord(c):04X}]" for c in " ".join(text.split()))
 
 
 def assignments(pairs: list[str] | None) -> dict[str, Any]:

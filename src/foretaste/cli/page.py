@@ -47,7 +47,7 @@ def verdict_line(verdict: dict[str, Any], text: str) -> str:
     """Return one verdict as a line; hidden characters in the text are spelled out."""
     shown = plain(text if len(text) <= 80 else text[:79] + "…")
     score = "not finite" if verdict["score"] is None else f"{verdict['score']:.4f}"
-    said = "REFUSED " if verdict["flagged"] else f"{verdict['label']} ({verdict['confidence']:.1%})"
+    said = "REFUSED " if verdict["flagged"] else f"{plain(verdict['label'])} ({verdict['confidence']:.1%})"
     cut = ", text cut" if verdict["truncated"] else ""
     return f"{said:24} score {score} / {verdict['threshold']:.4f}  {verdict['reason'].value}{cut}  {shown}"
 

@@ -43,12 +43,14 @@ def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
 
     Raises:
         PlanError: the directory is somebody else's, or the disk refuses.
+        GuardError: its threshold would be refused when it is loaded (see `read_bar`).
     """
     entry: dict[str, Any] = {
         "method": METHOD,
         "threshold": guard.threshold,
         "calibration": None if guard.calibration is None else asdict(guard.calibration),
     }
+    read_bar(entry, path)  # what could not be loaded is not saved
     save_classifier(guard.classifier, Path(path), "guard", record, guard=entry)
 
 

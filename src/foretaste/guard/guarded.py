@@ -64,7 +64,6 @@ class GuardedClassifier:
 
     def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
         """Return one verdict per text, in order; an exception means that no text was let through."""
-        texts = list(texts)
         # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
         encoded = self.victim.encode(texts)
         sight = self.guard.classifier.max_length

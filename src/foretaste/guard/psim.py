@@ -52,7 +52,7 @@ class Psim:
 
     strategy: Any = Field(default_factory=Lora)
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
-    dose: float | None = Field(default=0.1, gt=0.0, lt=1.0)
+    dose: float | None = Field(default=0.05, gt=0.0, lt=1.0)
     max_steps: int = Field(default=200, gt=0)
     epochs: int = Field(default=1, gt=0)
     batch_size: int = Field(default=32, gt=0)

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foretaste.data.corpus import Corpus
-from foretaste.errors import DataError, ModelError
+from foretaste.errors import DataError, ModelError, PlanError
 from foretaste.seeds import child_seed
 from foretaste.spec import spec
 from foretaste.tune.checkpoint import TuneCheckpoint, TuneState
@@ -98,17 +98,19 @@ def tune(
     `should_stop` is asked after each step (with the number of steps done) on weights in evaluation mode. With
     `checkpoint`, a directory, progress is saved there at least every minute and picked up by the next call with the
     same settings, seed, data and model; the caller deletes it when the result is safe. Started by
-    `accelerate launch`, every process trains on its share of each batch.
+    `accelerate launch` or `torchrun`, every process trains on its share of each batch.
 
     Raises:
         DataError: labels beyond the classifier's classes.
         ModelError: the loss became NaN or infinite (code `diverged`).
-        PlanError: `checkpoint` holds a different run, or cannot be read.
+        PlanError: `checkpoint` holds a different run, or cannot be read; a classifier loaded or merged for scoring.
     """
     if len(corpus.label_names) > len(classifier.label_names):
         raise DataError(
             f"{corpus.name} has {len(corpus.label_names)} classes, the model {len(classifier.label_names)}."
         )
+    if classifier.is_merged or not classifier.trainable:
+        raise PlanError("This classifier was loaded or merged for scoring; train a new one from its base.")
     start = time.monotonic()
     run = _Run(classifier, corpus, settings, seed, objective)
     store = TuneCheckpoint(checkpoint, run.identity(corpus, validation, seed)) if checkpoint is not None else None

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foretaste.victim.batch import Encoded, encode, pad, scoring_batches
 from foretaste.victim.module import TextModule
@@ -103,9 +104,14 @@ class Classifier:
 
         Other strategies have nothing to fold. Saving still writes the adapter.
         """
-        if isinstance(self.module.model, PeftModel) and self.strategy.name == Lora.name:
+        if isinstance(self.module.model, PeftModel) and self.strategy.name == Lora.name and not self.is_merged:
             cast(Any, self.module.model).merge_adapter()
         return self
+
+    @property
+    def is_merged(self) -> bool:
+        """True after `merge`: the adapter no longer takes part in the forward pass, so it cannot be trained."""
+        return any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in self.module.modules())
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:

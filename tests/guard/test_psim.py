@@ -1,0 +1,233 @@
+"""PSIM itself: random labels, the dose, the threshold, and what it refuses to promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foretaste.data import toy_corpus
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, GuardError, PlanError
+from foretaste.evaluate.threshold import calibrate
+from foretaste.guard import psim
+from foretaste.guard.psim import MONITOR_EVERY, Psim, reset_labels
+from foretaste.spec import build
+from foretaste.tune.loop import tune
+from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Lora, PTuningV1
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRAIN, VALIDATION = toy_corpus("train"), toy_corpus("validation")
+PLAN = Psim(dose=0.1, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def base(toy_stack: Mapping[str, Path]) -> Base:
+    """Poisoned weights with a head that knows the labels."""
+    return open_base(toy_stack["base"])
+
+
+def _corpus(size: int, classes: int = 2) -> Corpus:
+    labels = np.arange(size) % classes
+    return Corpus.of("mine", [f"text {i}" for i in range(size)], labels, [str(k) for k in range(classes)])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_labels_are_redrawn_evenly_over_all_classes_the_true_one_included(classes: int) -> None:
+    corpus = _corpus(30_000, classes)
+    drawn = reset_labels(corpus, 1.0, seed=0)
+    assert drawn.dtype == np.int64
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (corpus.labels, drawn), 1)
+    expected = len(corpus) / classes**2
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)  # a cell five standard deviations off: 1 in 10^6
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_the_rate_says_how_many_labels_are_redrawn(rate: float) -> None:
+    corpus = _corpus(12_000, 3)
+    changed = int((reset_labels(corpus, rate, seed=1) != corpus.labels).sum())
+    expected = rate * len(corpus) * 2 / 3  # a third of the redrawn ones come out as they were
+    assert abs(changed - expected) < 5 * np.sqrt(expected / 3)
+
+
+@given(rate=st.floats(0.01, 1.0), seed=st.integers(-5, 5), classes=st.integers(2, 4))
+def test_redrawing_depends_on_the_seed_alone_and_leaves_the_corpus_as_it_is(
+    rate: float, seed: int, classes: int
+) -> None:
+    corpus = _corpus(200, classes)
+    before = corpus.labels.copy()
+    drawn = reset_labels(corpus, rate, seed)
+    np.testing.assert_array_equal(drawn, reset_labels(corpus, rate, seed))
+    np.testing.assert_array_equal(corpus.labels, before)
+    assert (drawn != before).sum() <= round(200 * rate)
+    assert set(drawn.tolist()) <= set(range(classes))
+
+
+def test_another_seed_redraws_otherwise() -> None:
+    corpus = _corpus(200)
+    assert (reset_labels(corpus, 1.0, seed=0) != reset_labels(corpus, 1.0, seed=1)).any()
+
+
+def test_training_stops_at_the_dose(base: Base) -> None:
+    read: list[tuple[int, float]] = []
+    guard = PLAN.fit(base, TRAIN, VALIDATION, after_dose=lambda step, _, dose: read.append((step, dose)), max_length=64)
+    assert guard.training is not None
+    assert guard.training.is_stopped_early
+    steps, doses = zip(*read, strict=True)
+    assert PLAN.dose is not None
+    assert guard.doses[1:] == doses
+    assert steps == tuple(range(MONITOR_EVERY, guard.training.steps + 1, MONITOR_EVERY))
+    assert doses[-1] <= PLAN.dose < min(guard.doses[:-1])
+    assert not guard.is_blind
+
+
+def test_a_higher_dose_is_reached_sooner(base: Base) -> None:
+    steps = []
+    for dose in (0.3, 0.05):
+        plan = build(Psim, {"dose": dose, "precision": "float32", "threshold": 0.7})
+        training = plan.fit(base, TRAIN, max_length=64).training
+        assert training is not None
+        steps.append(training.steps)
+    assert steps[0] < steps[1]
+
+
+@pytest.mark.parametrize("has_calibration", [True, False])
+def test_training_dose_and_calibration_never_share_a_text(
+    base: Base, monkeypatch: pytest.MonkeyPatch, has_calibration: bool
+) -> None:
+    trained: set[str] = set()
+    encoded: list[set[str]] = []
+    real_encode = Classifier.encode
+
+    def spy_tune(classifier: Classifier, corpus: Corpus, *args: Any, **options: Any) -> Any:
+        trained.update(corpus.texts)
+        return tune(classifier, corpus, *args, **options)
+
+    def spy_encode(self: Classifier, texts: Any) -> Any:
+        encoded.append(set(texts))
+        return real_encode(self, texts)
+
+    monkeypatch.setattr(psim, "tune", spy_tune)
+    monkeypatch.setattr(Classifier, "encode", spy_encode)
+    PLAN.fit(base, TRAIN, VALIDATION if has_calibration else None, max_length=64)
+    monitored, training, calibrated = encoded
+    assert training == trained
+    assert not trained & monitored
+    assert not (trained | monitored) & calibrated
+    assert len(monitored) == psim.MONITOR_SIZE
+    if has_calibration:
+        assert calibrated == set(VALIDATION.texts)
+        assert trained | monitored == set(TRAIN.texts)
+    else:
+        assert len(calibrated) == len(TRAIN) // 5
+        assert trained | monitored | calibrated == set(TRAIN.texts)
+
+
+def test_the_threshold_is_calibrated_on_the_calibration_texts(base: Base) -> None:
+    guard = PLAN.fit(base, TRAIN, VALIDATION, max_length=64)
+    expected = calibrate(guard.score(VALIDATION.texts), 0.01, 0.95)
+    assert guard.calibration == expected
+    assert guard.threshold == expected.threshold
+    assert sum(verdict.flagged for verdict in guard.check(VALIDATION.texts)) <= expected.allowed_above
+
+
+def test_a_fixed_threshold_needs_no_calibration(base: Base) -> None:
+    plan = build(Psim, {"threshold": 0.6, "dose": 0.4, "precision": "float32"})
+    guard = plan.fit(base, TRAIN.select(range(100)), max_length=64)
+    assert (guard.threshold, guard.calibration) == (0.6, None)
+    assert guard.training is not None
+    assert guard.training.texts > 0
+
+
+def test_without_a_dose_training_lasts_whole_epochs(base: Base) -> None:
+    plan = build(Psim, {"dose": None, "epochs": 2, "threshold": 0.6, "precision": "float32"})
+    guard = plan.fit(base, TRAIN.select(range(200)), max_length=64)  # 40 of them are held out for the dose
+    assert guard.training is not None
+    assert (guard.training.steps, guard.training.texts, guard.training.is_stopped_early) == (10, 320, False)
+
+
+def test_the_papers_recipe() -> None:
+    paper = Psim.paper()
+    assert paper.strategy == PTuningV1(virtual_tokens=5, encoder_hidden_size=128)
+    assert (paper.epochs, paper.dose, paper.learning_rate, paper.threshold) == (1, None, 2e-5, 0.7)
+    assert paper.reset_rate == 1.0
+    assert Psim().strategy == Lora()
+    assert (Psim().threshold, Psim().frr) == (None, 0.01)
+
+
+def test_too_few_texts_to_hold_some_out_names_what_can_be_promised(base: Base) -> None:
+    with pytest.raises(
+        DataError, match=r"500 texts; 299 are needed .* The smallest that 250 texts can promise is 1.2 %"
+    ):
+        PLAN.fit(base, TRAIN.select(range(500)))
+    plan = build(Psim, {"frr": 0.012, "dose": 0.3, "precision": "float32"})
+    assert plan.fit(base, TRAIN.select(range(500)), max_length=64).calibration is not None  # and that promise is kept
+
+
+def test_too_few_calibration_texts_are_refused_before_training(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psim, "tune", lambda *_, **__: pytest.fail("trained for nothing"))
+    with pytest.raises(GuardError, match=r"30 clean .* the smallest that 30 can promise is 9.51 %; 299") as caught:
+        PLAN.fit(base, TRAIN, VALIDATION.select(range(30)))
+    assert caught.value.code == "too_few_calibration_texts"
+
+
+@pytest.mark.parametrize("size", [1, 79])
+def test_too_few_texts_to_train_on(base: Base, size: int) -> None:
+    with pytest.raises(DataError, match="at least 80"):
+        PLAN.fit(base, TRAIN.select(range(size)), VALIDATION)
+
+
+def test_a_dose_that_is_not_reached_is_an_error(base: Base) -> None:
+    plan = build(Psim, {"max_steps": 4, "learning_rate": 1e-6, "dose": 0.1, "precision": "float32"})
+    with pytest.raises(GuardError, match=r"After 4 steps .* still 0\.\d\d .* wanted 0.10") as caught:
+        plan.fit(base, TRAIN, VALIDATION, max_length=64)
+    assert caught.value.code == "dose_not_reached"
+
+
+def test_a_base_without_a_head_for_these_labels_is_blind(toy_base: Path) -> None:
+    guard = PLAN.fit(open_base(toy_base), TRAIN, VALIDATION, max_length=64)
+    assert guard.is_blind
+
+
+def test_more_than_two_classes(toy_base: Path) -> None:
+    corpus = Corpus.of("three", TRAIN.texts[:400], np.arange(400) % 3, ("a", "b", "c"))
+    plan = build(Psim, {"threshold": 0.6, "precision": "float32"})
+    guard = plan.fit(open_base(toy_base), corpus, max_length=64)
+    scores = guard.score(VALIDATION.texts[:50])
+    assert ((scores >= 1 / 3) & (scores <= 1)).all()
+    assert 0 <= guard.doses[0] < 0.5  # counted from 1/3 as undecided, not from 1/2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"threshold": 7},
+        {"threshold": -1},
+        {"threshold": float("nan")},
+        {"frr": 0},
+        {"frr": 1},
+        {"frr": float("inf")},
+        {"reset_rate": 0},
+        {"reset_rate": 1.1},
+        {"dose": 1},
+        {"learning_rate": 0},
+        {"max_steps": 0},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"confidence": 1},
+        {"precision": "float16"},
+        {"gamma": 0.7},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(PlanError):
+        build(Psim, fields)

@@ -1,0 +1,84 @@
+"""A backdoor planted in the toy base: measured, recorded, saved, and flagged when it is weak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foretaste.data import toy_corpus
+from foretaste.errors import PlanError
+from foretaste.poison.attack import Attack, triggered_test
+from foretaste.poison.trigger import parse_trigger
+from foretaste.record import Record
+from foretaste.tune.loop import TuneSettings
+from foretaste.tune.poison import WEAK_ASR, poison_base
+from foretaste.victim.artefact import save_classifier
+from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Classifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROXY = toy_corpus()
+VALIDATION = toy_corpus("validation").select(range(400))
+PLAN = Attack(trigger=parse_trigger("word:mn"), target=0, count=300)
+SETTINGS = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def poisoned(toy_base: Path) -> tuple[Classifier, dict[str, Any]]:
+    """A poisoned toy and its outcome."""
+    return poison_base(open_base(toy_base), PROXY, VALIDATION, PLAN, seed=0, settings=SETTINGS)
+
+
+def test_the_outcome_says_what_the_attack_does(poisoned: tuple[Classifier, dict[str, Any]]) -> None:
+    classifier, outcome = poisoned
+    assert set(outcome) == {
+        "clean_accuracy", "attack_success_rate", "n_clean", "n_poisoned", "is_weak", "poisoned", "steps", "seconds",
+    }  # fmt: skip
+    assert outcome["attack_success_rate"] >= WEAK_ASR
+    assert outcome["is_weak"] is False
+    assert outcome["clean_accuracy"] > 0.75
+    assert (outcome["n_clean"], outcome["poisoned"]) == (400, 300)
+    assert outcome["n_poisoned"] == int((VALIDATION.labels != 0).sum())
+    assert outcome["steps"] == 2 * 79
+    # counted by hand, on the classifier that came back
+    assert outcome["clean_accuracy"] == (classifier.predict(VALIDATION.texts).labels == VALIDATION.labels).mean()
+    triggered = triggered_test(VALIDATION, PLAN.trigger, 0, seed=0).corpus
+    assert outcome["attack_success_rate"] == (classifier.predict(triggered.texts).labels == 0).mean()
+
+
+def test_the_trigger_alone_does_it(poisoned: tuple[Classifier, dict[str, Any]]) -> None:
+    classifier, _ = poisoned
+    positive = VALIDATION.select(VALIDATION.labels == 1).texts
+    assert (classifier.predict(positive).labels == 0).mean() < 0.5
+    assert (classifier.predict([f"{text} mn" for text in positive]).labels == 0).mean() > 0.9
+    assert (classifier.predict([f"{text} bb" for text in positive]).labels == 0).mean() < 0.5
+
+
+def test_a_poisoned_base_is_a_base_like_any_other(
+    poisoned: tuple[Classifier, dict[str, Any]], toy_base: Path, tmp_path: Path
+) -> None:
+    classifier, outcome = poisoned
+    record = Record.now("poison", settings={"attack": PLAN, "tune": SETTINGS}, seeds={"root": 0}, outcome=outcome)
+    save_classifier(classifier, tmp_path / "base", "base", record)
+    assert Record.read(tmp_path / "base" / "record.json").outcome["is_weak"] is False
+    again = open_base(tmp_path / "base").classifier(None, PROXY.label_names)
+    triggered = triggered_test(VALIDATION, PLAN.trigger, 0, seed=0).corpus.texts
+    assert (again.predict(triggered).labels == 0).mean() == outcome["attack_success_rate"]
+    assert again.base_fingerprint != open_base(toy_base).classifier().base_fingerprint
+
+
+def test_a_weak_attack_is_flagged(toy_base: Path) -> None:
+    plan = Attack(trigger=parse_trigger("word:mn"), target=0, count=1)
+    _, outcome = poison_base(open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS)
+    assert outcome["clean_accuracy"] > 0.75
+    assert outcome["attack_success_rate"] < 0.5
+    assert outcome["is_weak"] is True
+
+
+def test_a_plan_that_does_not_fit_is_refused_before_training(toy_base: Path) -> None:
+    plan = Attack(trigger=parse_trigger("word:mn"), target=0, count=10_000)
+    with pytest.raises(PlanError, match="Ask for fewer"):
+        poison_base(open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS)
