@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foretaste.cli.app import app
+from foretaste.tune.loop import _Run
 from foretaste.victim.artefact import load_victim
 
 COMMAND = [sys.executable, "-c", "from foretaste.cli import main; main()"]
@@ -37,14 +38,12 @@ def _start(arguments: list[str], where: Path, **environment: str) -> subprocess.
 
 
 def test_an_interrupted_training_is_finished_by_the_same_command(
-    ask: Callable[..., Any], toy_base: Path, reviews: Path, tmp_path: Path
+    ask: Callable[..., Any], toy_base: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["tune", "--model", str(toy_base), "--data", str(reviews), "--epochs", "20", "--batch-size", "10"]
     arguments += ["--learning-rate", "1e-2", "--max-length", "64", "--precision", "float32", "--json", "-o"]
     processes = {how: _start([*arguments, how.name], tmp_path) for how in (signal.SIGINT, signal.SIGKILL)}
-    for how, process in processes.items():
-        _wait_for(tmp_path / f"{how.name}.partial", process)
-        process.send_signal(how)
+    _signal_once_saved(processes, tmp_path)
     answers = {how: process.communicate(timeout=60) for how, process in processes.items()}
 
     (out, err), (killed_out, _) = answers.values()
@@ -52,22 +51,36 @@ def test_an_interrupted_training_is_finished_by_the_same_command(
     assert [process.returncode for process in processes.values()] == [130, -signal.SIGKILL]
     assert err.decode().startswith("interrupted: ")
     assert err.count(b"\n") == 1
+    steps: list[int] = []
+    take_step = _Run.step
+
+    def counted(run: _Run, batch: Any, step: int, total: int) -> float:
+        steps.append(step)
+        return take_step(run, batch, step, total)
+
+    monkeypatch.setattr(_Run, "step", counted)
     ask(*arguments[:-2], "-o", "reference")
     for how in processes:
         path, partial = tmp_path / how.name, tmp_path / f"{how.name}.partial"
         assert not path.exists()
-        assert 0 < json.loads((partial / "foretaste.json").read_text())["state"]["step"] < 280
+        saved = json.loads((partial / "foretaste.json").read_text())["state"]["step"]
+        assert 0 < saved < 280
+        steps.clear()
         answer = ask(*arguments[:-2], "-o", how.name)
-        assert answer["steps"] == 280
+        assert (answer["steps"], len(steps)) == (280, 280 - saved)
         assert not partial.exists()
         load_victim(path)
         assert (path / WEIGHTS).read_bytes() == (tmp_path / "reference" / WEIGHTS).read_bytes()
 
 
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
+def _signal_once_saved(processes: Mapping[signal.Signals, subprocess.Popen[bytes]], where: Path) -> None:
+    waiting, deadline = dict(processes), time.monotonic() + 120
+    while waiting:
+        for how, process in list(waiting.items()):
+            if (where / f"{how.name}.partial").exists():
+                process.send_signal(how)
+                del waiting[how]
+            assert process.poll() is None or how not in waiting, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -118,7 +131,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
 
 def test_a_page_on_a_full_disk(
-    ask: Callable[..., Any], refuse: Callable[..., str], toy_stack: dict[str, Path], tmp_path: Path
+    ask: Callable[..., Any], refuse: Callable[..., str], toy_stack: Mapping[str, Path], tmp_path: Path
 ) -> None:
     command = ("evaluate", "--victim", toy_stack["victim"], "--data", "toy", "--limit", 30, "--trigger", "word:mn")
     with _largest_file(3_000):
