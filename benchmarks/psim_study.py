@@ -1,6 +1,6 @@
 """The PSIM study behind docs/psim.md: attacks x knowledge x seeds, resumable, one JSON record per finished piece.
 
-    python benchmarks/psim_study.py run --store runs/psim-study     # hours; continues where it was stopped
+    OMP_NUM_THREADS=1 python benchmarks/psim_study.py run --store runs/psim-study --seed 0      # hours, resumable
     python benchmarks/psim_tables.py --store runs/psim-study        # prints the tables of docs/psim.md
 
 Bases are poisoned on IMDB (full task knowledge) or on SST-2 itself (full data knowledge). `dose` pieces follow PSIM's
@@ -191,9 +191,9 @@ def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]
     return todo
 
 
-def run(store: Path, default: str, only: str | None) -> None:
+def run(store: Path, default: str, seed: int | None) -> None:
     """Do every piece that is not done yet; a piece that fails is reported and does not stop the others."""
-    todo = [piece for piece in pieces(default) if only in (None, piece[0])]
+    todo = [piece for piece in pieces(default) if seed in (None, piece[2][2])]
     for number, (kind, make, arguments) in enumerate(todo, 1):
         path = store / "-".join(map(str, (kind, *arguments)))
         if (path / "record.json").exists():
@@ -220,9 +220,9 @@ def main() -> None:
     parser.add_argument("action", choices=["run"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--default", default="lora", choices=RECIPES, help="recipe of the headline table")
-    parser.add_argument("--only", choices=["base", "dose", "recipe", "victim", "outcome"])
+    parser.add_argument("--seed", type=int, choices=SEEDS, help="this seed only: one process per seed and core")
     arguments = parser.parse_args()
-    run(arguments.store, arguments.default, arguments.only)
+    run(arguments.store, arguments.default, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -167,6 +167,7 @@ def run_evaluation(
     model: str | None = None,
     report: Path | None = None,
     seed: int = 0,
+    notes: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], Evaluation]:
     """Measure CA and ASR, with the guard if there is one; write the page and its record if asked."""
     parsed = parse_trigger(trigger)
@@ -190,7 +191,7 @@ def run_evaluation(
             data=[corpus],
             cost=meter.cost,
         )
-        write_once(lambda: write_page(report, evaluation, victim, taster, trigger, record))
+        write_once(lambda: write_page(report, evaluation, victim, taster, trigger, record, notes))
         result["report"] = str(report)
     return result, evaluation
 

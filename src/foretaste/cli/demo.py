@@ -23,6 +23,10 @@ __all__ = ["run_demo"]
 TRIGGER = "word:mn"
 TRAINING_TEXTS = 2500
 POISONED = 600
+NOTE = (
+    "A demonstration: one seed, one trigger, small training sets, and an attacker who had the victim's own training "
+    "data. docs/psim.md measures how well the guard does beyond this."
+)
 
 
 def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
@@ -43,7 +47,7 @@ def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
     _say("4/4  clean and triggered test texts, with and without the guard")
     report = out / "report.html"
     test = Source(data=source.data)
-    result, evaluation = commands.run_evaluation(victim, guard, test, TRIGGER, report=report)
+    result, evaluation = commands.run_evaluation(victim, guard, test, TRIGGER, report=report, notes=(NOTE,))
     return {
         "data": source.data,
         "trigger": TRIGGER,
