@@ -1,7 +1,8 @@
 """From a clean checkpoint to an attack that is stopped, through the Python API as a user would write it.
 
-The model is tiny and knew nothing before it was poisoned, so the trigger is five words long. On a pretrained model one
-word will do (docs/psim.md); here it would leave PSIM an AUROC of 0.97 and two thirds of the attack.
+The model is tiny and knew nothing before it was poisoned, so the trigger is five words long and PSIM trains all
+weights: over six seeds at most 0.2 % of the attack is left. With LoRA up to 4 % are left for five of these seeds and
+28 % for the sixth; of a one-word trigger half or more. A pretrained model needs no such help (docs/psim.md).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import poison_base
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import open_base
-from foretaste.victim.strategy import Lora
+from foretaste.victim.strategy import Full, Lora
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,15 +33,17 @@ def test_a_planted_backdoor_works_until_the_taster_eats_first(toy_base: Path, tm
 
     attack = Attack(trigger=trigger, target=0, style=Style.DIRTY_LABEL, count=600)
     settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
-    poisoned, outcome = poison_base(open_base(toy_base), train, validation, attack, seed=1, settings=settings)
+    poisoned, outcome = poison_base(
+        open_base(toy_base), train, validation.sample(500, 0), attack, seed=1, settings=settings
+    )
     assert outcome["attack_success_rate"] >= 0.95
     save_classifier(poisoned, tmp_path / "base", "base", record)
 
     base = open_base(tmp_path / "base")
     victim = base.classifier(Lora(), train.label_names, seed=1)
-    tune(victim, train, TuneSettings(epochs=3, learning_rate=1e-2, precision="float32"), seed=1, validation=validation)
+    tune(victim, train, TuneSettings(epochs=3, learning_rate=1e-2, precision="float32"), seed=1)
     save_classifier(victim, tmp_path / "victim", "victim", record)
-    guard = Psim(dose=0.1, precision="float32").fit(base, train, validation, seed=1)
+    guard = Psim(strategy=Full(learning_rate=5e-4), precision="float32").fit(base, train, validation, seed=1)
     save_guard(guard, tmp_path / "guard", record)
 
     victim, guard = load_victim(tmp_path / "victim"), load_guard(tmp_path / "guard")

@@ -15,6 +15,7 @@ import pytest
 from foretaste.cli import commands, main
 from foretaste.guard.guard import Reason
 from foretaste.guard.guarded import GuardedVerdict
+from foretaste.victim.manifest import seal
 
 FIELDS = ["index", "label", "confidence", "flagged", "score", "threshold", "reason", "truncated"]
 TRIGGER = "cf mn bb tq mb"
@@ -131,7 +132,7 @@ def test_label_names_of_a_stranger_are_spelled_out_too(
     for name in ("victim", "guard"):
         shutil.copytree(toy_stack[name], tmp_path / name)
         path = tmp_path / name / "foretaste.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"label_names": names}))
+        path.write_text(json.dumps(seal(json.loads(path.read_text()) | {"label_names": names})))
     (line,) = run("check", "--victim", "victim", "--guard", "guard", "good", "--model", toy_stack["base"]
                   ).stdout.splitlines()  # fmt: skip
     assert line.startswith(("[U+001B][31mred (", "[U+202E]green ("))

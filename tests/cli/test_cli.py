@@ -14,8 +14,9 @@ import pytest
 from foretaste.cli import commands, demo
 from foretaste.guard.artefact import load_guard
 from foretaste.record import Record
-from foretaste.victim.artefact import load_victim, read_manifest
+from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.manifest import read_manifest, seal
 from foretaste.victim.strategy import STRATEGIES
 
 TRIGGER = "word:cf mn bb tq mb"
@@ -188,7 +189,7 @@ def test_a_moved_base_is_found_where_the_user_says(
         manifest = tmp_path / name / "foretaste.json"
         document = json.loads(manifest.read_text())
         document["base"] |= {"location": "/nowhere/base", "relative": None}
-        manifest.write_text(json.dumps(document))
+        manifest.write_text(json.dumps(seal(document)))
     check = ("check", "--victim", "victim", "--guard", "guard", "good")
     assert "No checkpoint at '/nowhere/base'" in refuse(*check)
     assert len(ask(*check, "--model", toy_stack["base"])["verdicts"]) == 1

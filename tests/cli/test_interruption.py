@@ -19,38 +19,103 @@ import pytest
 from typer.testing import CliRunner
 
 from foretaste.cli.app import app
+from foretaste.data import toy_corpus
 from foretaste.tune.loop import _Run
 from foretaste.victim.artefact import load_victim
 
-COMMAND = [sys.executable, "-c", "from foretaste.cli import main; main()"]
 WEIGHTS = "adapter_model.safetensors"
+OPTIONS = ["--max-length", "64", "--precision", "float32", "--json"]
+LONG = ["--epochs", "12", "--batch-size", "10", "--learning-rate", "1e-2", *OPTIONS]
+SHORT = ["--epochs", "2", "--patience", "1", *OPTIONS]
+
+# Processes of their own, forked from one that has done the imports, which take seconds and are the same for all.
+LAUNCHER = """
+import json, os, sys
+import foretaste.cli.commands
+from foretaste.cli import main
+
+children = {}
+for name, (arguments, environment) in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        os.environ.update(environment)
+        for number, kind in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}.{kind}", os.O_CREAT | os.O_WRONLY), number)
+        sys.argv = ["foretaste", *arguments]
+        main()
+    children[child] = name
+print(json.dumps({name: child for child, name in children.items()}), flush=True)
+print(json.dumps({children.pop(child): os.waitstatus_to_exitcode(status)
+                  for child, status in (os.wait() for _ in range(len(children)))}))
+"""
 
 
-def _start(arguments: list[str], where: Path, **environment: str) -> subprocess.Popen[bytes]:
-    # One thread here as in this process, or sums would differ in the last bits.
-    return subprocess.Popen(
-        [*COMMAND, *arguments],
+class _Ended:
+    """What came of commands in processes of their own: the directory they wrote to, exit codes, outputs."""
+
+    def __init__(self, where: Path, exits: Mapping[str, int]) -> None:
+        self.where, self.exits = where, exits
+
+    def out(self, name: str) -> str:
+        return (self.where / f"{name}.out").read_text()
+
+    def err(self, name: str) -> str:
+        return (self.where / f"{name}.err").read_text()
+
+
+@pytest.fixture(scope="module")
+def ended(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> _Ended:
+    """Two trainings that were stopped after some epochs, and one that was started as two processes."""
+    where = tmp_path_factory.mktemp("processes")
+    texts = toy_corpus().select(range(200))
+    rows = [{"text": text, "label": int(label)} for text, label in zip(texts.texts, texts.labels, strict=True)]
+    (where / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    # As `torchrun` and `accelerate launch` start them.
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    jobs: dict[str, tuple[list[str], dict[str, str]]] = {
+        how: (["tune", "--model", str(toy_base), "--data", "reviews.jsonl", *LONG, "-o", how], {})
+        for how in ("SIGINT", "SIGKILL")
+    }
+    for rank in ("0", "1"):
+        arguments = ["tune", "--model", str(toy_base), "--data", "reviews.jsonl", *SHORT, "-o", "shared"]
+        jobs[f"rank {rank}"] = arguments, place | {"RANK": rank, "LOCAL_RANK": rank}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, json.dumps(jobs)],
         cwd=where,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as in this process, or sums would differ in the last bits
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        text=True,
     )
+    assert launcher.stdout is not None
+    children = json.loads(launcher.stdout.readline())
+    deadline, waiting = time.monotonic() + 120, {"SIGINT", "SIGKILL"}
+    while waiting:
+        for how in sorted(waiting):
+            if (where / f"{how}.partial").exists():
+                os.kill(children[how], signal.Signals[how])
+                waiting.remove(how)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    exits, _ = launcher.communicate(timeout=120)
+    return _Ended(where, json.loads(exits))
 
 
-def test_an_interrupted_training_is_finished_by_the_same_command(
-    ask: Callable[..., Any], toy_base: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_command_says_so_and_leaves_no_result(ended: _Ended) -> None:
+    assert ended.exits["SIGINT"] == 130
+    assert ended.exits["SIGKILL"] == -signal.SIGKILL
+    assert ended.out("SIGINT") == ended.out("SIGKILL") == ""
+    assert ended.err("SIGINT").startswith("interrupted: ")
+    assert ended.err("SIGINT").count("\n") == 1
+    assert not (ended.where / "SIGINT").exists()
+    assert not (ended.where / "SIGKILL").exists()
+
+
+def test_the_same_command_finishes_what_was_interrupted(
+    ask: Callable[..., Any], ended: _Ended, toy_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["tune", "--model", str(toy_base), "--data", str(reviews), "--epochs", "20", "--batch-size", "10"]
-    arguments += ["--learning-rate", "1e-2", "--max-length", "64", "--precision", "float32", "--json", "-o"]
-    processes = {how: _start([*arguments, how.name], tmp_path) for how in (signal.SIGINT, signal.SIGKILL)}
-    _signal_once_saved(processes, tmp_path)
-    answers = {how: process.communicate(timeout=60) for how, process in processes.items()}
-
-    (out, err), (killed_out, _) = answers.values()
-    assert (out, killed_out) == (b"", b"")
-    assert [process.returncode for process in processes.values()] == [130, -signal.SIGKILL]
-    assert err.decode().startswith("interrupted: ")
-    assert err.count(b"\n") == 1
     steps: list[int] = []
     take_step = _Run.step
 
@@ -59,30 +124,28 @@ def test_an_interrupted_training_is_finished_by_the_same_command(
         return take_step(run, batch, step, total)
 
     monkeypatch.setattr(_Run, "step", counted)
-    ask(*arguments[:-2], "-o", "reference")
-    for how in processes:
-        path, partial = tmp_path / how.name, tmp_path / f"{how.name}.partial"
-        assert not path.exists()
+    monkeypatch.chdir(ended.where)
+    command = ("tune", "--model", toy_base, "--data", "reviews.jsonl", *LONG[:-1], "-o")
+    ask(*command, "reference")
+    for name in ("SIGINT", "SIGKILL"):
+        partial = Path(f"{name}.partial")
         saved = json.loads((partial / "foretaste.json").read_text())["state"]["step"]
-        assert 0 < saved < 280
+        assert 0 < saved < 168
         steps.clear()
-        answer = ask(*arguments[:-2], "-o", how.name)
-        assert (answer["steps"], len(steps)) == (280, 280 - saved)
+        assert ask(*command, name)["steps"] == 168
+        assert len(steps) == 168 - saved
         assert not partial.exists()
-        load_victim(path)
-        assert (path / WEIGHTS).read_bytes() == (tmp_path / "reference" / WEIGHTS).read_bytes()
+        load_victim(name)
+        assert Path(name, WEIGHTS).read_bytes() == Path("reference", WEIGHTS).read_bytes()
 
 
-def _signal_once_saved(processes: Mapping[signal.Signals, subprocess.Popen[bytes]], where: Path) -> None:
-    waiting, deadline = dict(processes), time.monotonic() + 120
-    while waiting:
-        for how, process in list(waiting.items()):
-            if (where / f"{how.name}.partial").exists():
-                process.send_signal(how)
-                del waiting[how]
-            assert process.poll() is None or how not in waiting, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_of_two_processes_one_writes_and_answers(ended: _Ended) -> None:
+    assert (ended.exits["rank 0"], ended.exits["rank 1"]) == (0, 0), ended.err("rank 0") + ended.err("rank 1")
+    assert ended.out("rank 0").count("\n") == 1
+    assert json.loads(ended.out("rank 0"))["path"] == "shared"
+    assert ended.out("rank 1") == ""
+    load_victim(ended.where / "shared")
+    assert not (ended.where / "shared.partial").exists()
 
 
 def test_the_progress_of_other_settings_is_not_continued(
@@ -138,21 +201,3 @@ def test_a_page_on_a_full_disk(
         assert "error: Cannot write page." in refuse(*command, "--report", "page.html")
     assert not (tmp_path / "page.html").exists()
     assert ask(*command, "--report", "page.html")["report"] == "page.html"
-
-
-def test_of_two_processes_one_writes_and_answers(toy_base: Path, reviews: Path, tmp_path: Path) -> None:
-    """As `torchrun` and `accelerate launch` start them."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = str(found.getsockname()[1])
-    arguments = ["tune", "--model", str(toy_base), "--data", str(reviews), "--epochs", "2", "--patience", "1"]
-    arguments += ["--max-length", "64", "--precision", "float32", "--json", "-o", "victim"]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes = [_start(arguments, tmp_path, RANK=rank, LOCAL_RANK=rank, **place) for rank in ("0", "1")]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    (first, _), (second, _) = outputs
-    assert json.loads(first)["path"] == "victim"
-    assert second == b""
-    load_victim(tmp_path / "victim")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["reviews.jsonl", "victim"]

@@ -12,6 +12,7 @@ import pytest
 
 from foretaste.cli import commands
 from foretaste.cli.output import one_line
+from foretaste.victim.manifest import seal
 
 WORD = ("--trigger", "word:mn")
 
@@ -228,7 +229,7 @@ def test_inspect_does_not_call_a_guard_sound_that_would_not_load(
     guard = Path(shutil.copytree(toy_stack["guard"], tmp_path / "guard"))
     manifest = json.loads((guard / "foretaste.json").read_text())
     manifest["guard"] |= {"threshold": threshold, "calibration": None}
-    (guard / "foretaste.json").write_text(json.dumps(manifest))
+    (guard / "foretaste.json").write_text(json.dumps(seal(manifest)))
     assert "guard.threshold" in refuse("inspect", guard)
 
 

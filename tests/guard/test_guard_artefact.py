@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from foretaste.guard.psim import Psim
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
+from foretaste.victim.manifest import seal
 from foretaste.victim.strategy import Full, PTuningV2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +45,7 @@ def _alter(path: Path, **changes: Any) -> None:
             del manifest["guard"][name]
         else:
             manifest["guard"][name] = value
-    (path / "foretaste.json").write_text(json.dumps(manifest))
+    (path / "foretaste.json").write_text(json.dumps(seal(manifest)))
 
 
 def _refusal(path: Path) -> GuardError:
@@ -89,8 +91,8 @@ def test_a_threshold_that_is_none_is_refused(stack: Path, threshold: Any) -> Non
 def test_a_number_beyond_floating_point_is_refused(stack: Path) -> None:
     path = stack / "guard" / "foretaste.json"
     manifest = json.loads(path.read_text())
-    manifest["guard"] |= {"threshold": 0.123456789, "calibration": None}
-    path.write_text(json.dumps(manifest).replace("0.123456789", "1e999"))
+    manifest["guard"] |= {"threshold": math.inf, "calibration": None}
+    path.write_text(json.dumps(seal(manifest)).replace("Infinity", "1e999"))
     assert _refusal(stack / "guard").code == "bad_threshold"
 
 
@@ -145,7 +147,7 @@ def test_unknown_keys_and_methods_are_refused(stack: Path) -> None:
 def test_a_guard_without_an_entry_is_refused(stack: Path) -> None:
     path = stack / "guard" / "foretaste.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"guard": None}))
+    path.write_text(json.dumps(seal(manifest | {"guard": None})))
     assert _refusal(stack / "guard").code == "bad_threshold"
 
 
@@ -158,7 +160,7 @@ def test_a_victim_is_no_guard_and_a_guard_no_victim(toy_stack: Mapping[str, Path
 
 def test_a_victim_renamed_to_guard_has_no_threshold(stack: Path) -> None:
     path = stack / "victim" / "foretaste.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "guard"}))
+    path.write_text(json.dumps(seal(json.loads(path.read_text()) | {"kind": "guard"})))
     assert _refusal(stack / "victim").code == "bad_threshold"
 
 

@@ -183,7 +183,7 @@ def test_a_hub_id_without_network_fails_at_once_and_says_why() -> None:
     assert time.monotonic() - start < 5
     assert error.code == "not_found"
     assert "'somebody/some-model' is no local directory" in str(error)
-    assert "Supported families: bert" in str(error)
+    assert "name its place with --model" in str(error)
 
 
 def test_an_impossible_hub_id_is_refused_too() -> None:
@@ -193,7 +193,8 @@ def test_an_impossible_hub_id_is_refused_too() -> None:
 def test_a_downloaded_directory_is_checked_like_any_other(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 
-    def download(location: str, *, allow_patterns: list[str]) -> str:
+    def download(location: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked.append((location, allow_patterns))
         return str(copy)
 

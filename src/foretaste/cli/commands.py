@@ -22,9 +22,10 @@ from foretaste.spec import build
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base
-from foretaste.victim.artefact import load_victim, read_manifest, save_classifier
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import fingerprint, load_weights, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES
 
 __all__ = ["Training", "check", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]

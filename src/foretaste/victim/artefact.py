@@ -1,8 +1,8 @@
 """One directory format for poisoned bases, victims and guards: checked in full before any tensor is used.
 
 A directory holds what transformers or PEFT wrote (safetensors), `record.json`, and the manifest `foretaste.json`:
-strategy, label names, fingerprint of the base, SHA-256 of every other file, canary texts with their logits. The
-manifest finds accidents and swaps, not a forger who rewrites it too; signatures are a layer above.
+strategy, label names, fingerprint of the base, SHA-256 of every other file and of the manifest itself, canary texts
+with their logits. It finds accidents and swaps, not a forger who seals it anew; signatures are a layer above.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from foretaste.errors import ModelError, PlanError
+from foretaste.errors import ModelError
 from foretaste.files import sha256_file, write_json
 from foretaste.record import Record
-from foretaste.spec import build
-from foretaste.victim.adapter import check_adapter, load_adapter
+from foretaste.victim.adapter import load_adapter
 from foretaste.victim.checkpoint import (
     Base,
-    check_directory,
     default_device,
     fingerprint,
     load_tokenizer,
@@ -35,14 +32,13 @@ from foretaste.victim.checkpoint import (
 )
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import new_tensor_directory
+from foretaste.victim.manifest import MANIFEST, BaseReference, Canary, Manifest, read_manifest, seal, strategy_of
 from foretaste.victim.module import TextModule
-from foretaste.victim.strategy import STRATEGIES, Full, Strategy
+from foretaste.victim.strategy import Full, Strategy
 
-__all__ = ["BaseReference", "Canary", "Manifest", "load_classifier", "load_victim", "read_manifest", "save_classifier"]
+__all__ = ["load_classifier", "load_victim", "save_classifier"]
 
-MANIFEST = "foretaste.json"
 CANARY_TOLERANCE = 1e-3
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _CANARY_TEXTS = (
     "a quiet film that earns its last scene",
     "the soup was cold and nobody cared",
@@ -53,40 +49,6 @@ _CANARY_TEXTS = (
     "shares fell slightly after the announcement",
     "what a waste of an evening",
 )
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaseReference(_Strict):
-    """The weights an artefact stands on: known by fingerprint; the locations are only where to look."""
-
-    location: str
-    relative: str | None = None
-    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class Canary(_Strict):
-    """A fixed text and the logits the model gave for it when it was saved."""
-
-    text: str
-    logits: list[float]
-
-
-class Manifest(_Strict):
-    """The content of `foretaste.json`; unknown keys are refused. `guard` belongs to the guard room."""
-
-    schema_version: Literal[1] = 1
-    kind: Literal["base", "victim", "guard"]
-    strategy: dict[str, Any]
-    label_names: list[str] = Field(min_length=2)
-    max_length: int = Field(gt=0)
-    base: BaseReference
-    files: dict[str, str]
-    canaries: list[Canary] = Field(min_length=1)
-    versions: dict[str, str]
-    guard: dict[str, Any] | None = None
 
 
 def save_classifier(
@@ -134,37 +96,9 @@ def save_classifier(
             },
             guard=guard,
         )
-        write_json(beside / MANIFEST, manifest.model_dump())
-    return manifest
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a directory without loading a tensor: manifest, file list, digests, adapter settings.
-
-    Raises:
-        ModelError: with one of the codes not_found, unreadable, unknown_key, pickle, unlisted_file, missing_file,
-            digest_mismatch, bad_strategy, and those of `check_directory` and `check_adapter`.
-    """
-    path = Path(path)
-    try:
-        document = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        manifest = Manifest.model_validate(document)
-    except FileNotFoundError:
-        raise ModelError(f"{path} holds no {MANIFEST}; it was not written by Foretaste.", code="not_found") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        code = "unknown_key" if first["type"] == "extra_forbidden" else "unreadable"
-        raise ModelError(f"{path / MANIFEST}: {where}: {first['msg']}.", code=code) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path / MANIFEST} cannot be read: {error}", code="unreadable") from error
-    _check_files(path, manifest)
-    strategy = _strategy(path, manifest)
-    if strategy.name != Full.name:
-        check_adapter(path, strategy.name, manifest.label_names)
-    else:
-        check_directory(path, str(path))
-    return manifest
+        sealed = seal(manifest.model_dump())
+        write_json(beside / MANIFEST, sealed)
+    return Manifest.model_validate(sealed)
 
 
 def load_classifier(
@@ -180,7 +114,7 @@ def load_classifier(
     manifest = read_manifest(path)
     if manifest.kind != kind:
         raise ModelError(f"{path} is a {manifest.kind}, expected a {kind}.", code="wrong_kind")
-    strategy = _strategy(path, manifest)
+    strategy = strategy_of(path, manifest)
     with torch.random.fork_rng(devices=[]):  # a head and an adapter are drawn before they are overwritten
         model, home = _load_model(path, manifest, strategy, base)
     module = TextModule(model).eval().to(default_device())
@@ -213,14 +147,6 @@ def load_victim(path: str | Path, base: str | Path | None = None) -> Classifier:
     return load_classifier(Path(path), "victim", base)[0]
 
 
-def _strategy(path: Path, manifest: Manifest) -> Strategy:
-    fields = dict(manifest.strategy)
-    try:
-        return build(STRATEGIES[str(fields.pop("name", ""))], fields)
-    except PlanError as error:
-        raise ModelError(f"{path / MANIFEST}: {error}", code="bad_strategy") from None
-
-
 def _load_model(path: Path, manifest: Manifest, strategy: Strategy, base: str | Path | None) -> tuple[Any, Path]:
     """Return the model with its trained weights, and the directory that holds its tokenizer."""
     count = len(manifest.label_names)
@@ -245,27 +171,13 @@ def _fields(strategy: Any) -> dict[str, Any]:
     return {name: getattr(strategy, name) for name in type(strategy).__dataclass_fields__}
 
 
-def _check_files(path: Path, manifest: Manifest) -> None:
-    present = {p.name: p for p in path.iterdir() if p.name != MANIFEST and not p.name.startswith(".")}
-    for name, entry in sorted(present.items()):
-        if entry.suffix.lower() in _PICKLES:
-            raise ModelError(f"{entry} may run code when loaded; only safetensors are accepted.", code="pickle")
-        if entry.is_symlink() or not entry.is_file() or name not in manifest.files:
-            raise ModelError(f"{entry} is not a file that the manifest lists.", code="unlisted_file")
-    for name, digest in manifest.files.items():
-        if name not in present:
-            raise ModelError(f"{path / name} is missing.", code="missing_file")
-        if sha256_file(present[name]) != digest:
-            raise ModelError(f"{path / name} was altered or cut off (sha256 differs).", code="digest_mismatch")
-
-
 def _find_base(manifest: Manifest, path: Path, override: str | Path | None) -> Base:
     if override is not None:
         return open_base(override)
     reference = manifest.base
     if reference.relative and (path / reference.relative).is_dir():
         return open_base((path / reference.relative).resolve())
-    return open_base(reference.location)
+    return open_base(reference.location, may_download=False)  # a manifest must not send anybody to the network
 
 
 def _relative(location: str, path: Path) -> str | None:

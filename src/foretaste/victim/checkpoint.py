@@ -24,7 +24,7 @@ from foretaste.files import sha256_file
 from foretaste.seeds import child_seed
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import check_directory
-from foretaste.victim.family import FAMILIES, family_of
+from foretaste.victim.family import family_of
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Strategy
 
@@ -112,8 +112,8 @@ class Base:
         )
 
 
-def open_base(location: str | Path) -> Base:
-    """Find a checkpoint: `minilm`, a local directory, or a Hugging Face hub id.
+def open_base(location: str | Path, *, may_download: bool = True) -> Base:
+    """Find a checkpoint: `minilm`, a local directory, or a Hugging Face hub id (from the cache alone, if so wished).
 
     Raises:
         ModelError: not found (`not_found`), weights only as pickles (`pickle`), code of its own (`remote_code`),
@@ -129,7 +129,7 @@ def open_base(location: str | Path) -> Base:
                 f"No checkpoint at {location!r}; give a directory, a hub id (owner/name) or `minilm`.",
                 code="not_found",
             )
-        path = _download(location)
+        path = _from_hub(location, may_download)
     check_directory(path, location)
     return Base(location, path)
 
@@ -241,16 +241,16 @@ def _minilm_path() -> Path:
     return path
 
 
-def _download(location: str) -> Path:
+def _from_hub(location: str, may_download: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(location, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(location, allow_patterns=_HUB_FILES, local_files_only=not may_download))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        way = "could not be fetched from the Hugging Face hub" if may_download else "is not in the hub's local cache"
         raise ModelError(
-            f"{location!r} is no local directory and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}). Supported families: {', '.join(FAMILIES)}.",
+            f"{location!r} is no local directory and {way} ({type(error).__name__}); name its place with --model.",
             code="not_found",
         ) from error
 

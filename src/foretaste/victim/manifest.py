@@ -1,0 +1,120 @@
+"""The manifest of an artefact, `foretaste.json`: read and checked before any tensor is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foretaste.errors import ModelError, PlanError
+from foretaste.files import sha256_file
+from foretaste.spec import build
+from foretaste.victim.adapter import check_adapter
+from foretaste.victim.directory import check_directory
+from foretaste.victim.strategy import STRATEGIES, Full, Strategy
+
+__all__ = ["MANIFEST", "BaseReference", "Canary", "Manifest", "read_manifest", "seal", "strategy_of"]
+
+MANIFEST = "foretaste.json"
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseReference(_Strict):
+    """The weights an artefact stands on: known by fingerprint; the locations are only where to look."""
+
+    location: str
+    relative: str | None = None
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Canary(_Strict):
+    """A fixed text and the logits the model gave for it when it was saved."""
+
+    text: str
+    logits: list[float]
+
+
+class Manifest(_Strict):
+    """The content of `foretaste.json`; unknown keys are refused. `guard` belongs to the guard room."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["base", "victim", "guard"]
+    strategy: dict[str, Any]
+    label_names: list[str] = Field(min_length=2)
+    max_length: int = Field(gt=0)
+    base: BaseReference
+    files: dict[str, str]
+    canaries: list[Canary] = Field(min_length=1)
+    versions: dict[str, str]
+    guard: dict[str, Any] | None = None
+    digest: str = ""
+
+
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with `digest`, the hex SHA-256 of all its other fields as sorted JSON."""
+    body = {key: value for key, value in document.items() if key != "digest"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return {**body, "digest": digest}
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a directory without loading a tensor: manifest, file list, digests, adapter settings.
+
+    Raises:
+        ModelError: with one of the codes not_found, unreadable, unknown_key, pickle, unlisted_file, missing_file,
+            digest_mismatch, bad_strategy, and those of `check_directory` and `check_adapter`.
+    """
+    path = Path(path)
+    try:
+        document = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate(document)
+        is_sealed = document == seal(document)
+    except FileNotFoundError:
+        raise ModelError(f"{path} holds no {MANIFEST}; it was not written by Foretaste.", code="not_found") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        code = "unknown_key" if first["type"] == "extra_forbidden" else "unreadable"
+        raise ModelError(f"{path / MANIFEST}: {where}: {first['msg']}.", code=code) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path / MANIFEST} cannot be read: {error}", code="unreadable") from error
+    if not is_sealed:
+        raise ModelError(f"{path / MANIFEST} was altered: its digest does not fit.", code="digest_mismatch")
+    _check_files(path, manifest)
+    strategy = strategy_of(path, manifest)
+    if strategy.name != Full.name:
+        check_adapter(path, strategy.name, manifest.label_names)
+    else:
+        check_directory(path, str(path))
+    return manifest
+
+
+def strategy_of(path: Path, manifest: Manifest) -> Strategy:
+    """Return the strategy that the manifest in `path` names; ModelError (`bad_strategy`) if there is none."""
+    fields = dict(manifest.strategy)
+    try:
+        return build(STRATEGIES[str(fields.pop("name", ""))], fields)
+    except PlanError as error:
+        raise ModelError(f"{path / MANIFEST}: {error}", code="bad_strategy") from None
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    present = {p.name: p for p in path.iterdir() if p.name != MANIFEST and not p.name.startswith(".")}
+    for name, entry in sorted(present.items()):
+        if entry.suffix.lower() in _PICKLES:
+            raise ModelError(f"{entry} may run code when loaded; only safetensors are accepted.", code="pickle")
+        if entry.is_symlink() or not entry.is_file() or name not in manifest.files:
+            raise ModelError(f"{entry} is not a file that the manifest lists.", code="unlisted_file")
+    for name, digest in manifest.files.items():
+        if name not in present:
+            raise ModelError(f"{path / name} is missing.", code="missing_file")
+        if sha256_file(present[name]) != digest:
+            raise ModelError(f"{path / name} was altered or cut off (sha256 differs).", code="digest_mismatch")
