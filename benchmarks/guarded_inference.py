@@ -92,7 +92,17 @@ def one_at_a_time(store: Path) -> Callable[[Sequence[str]], Any]:
     return run
 
 
-WAYS = {"unguarded": unguarded, "guarded": guarded, "one_at_a_time": one_at_a_time}
+def guarded_bfloat16(store: Path) -> Callable[[Sequence[str]], Any]:
+    """As `guarded`, with bfloat16 where the processor has it."""
+    return GuardedClassifier(load_victim(store / "victim"), load_guard(store / "guard"), precision="auto")
+
+
+WAYS = {
+    "unguarded": unguarded,
+    "guarded": guarded,
+    "guarded_bfloat16": guarded_bfloat16,
+    "one_at_a_time": one_at_a_time,
+}
 
 
 def _train(store: Path, source: Source) -> dict[str, Any]:
@@ -138,6 +148,9 @@ def _infer(store: Path, source: Source) -> dict[str, Any]:
         }
     rate = {name: figures[name]["texts_per_s"] for name in ways}
     figures["guarded_over_one_at_a_time"] = rate["guarded"] / rate["one_at_a_time"]
+    figures["bfloat16_over_one_at_a_time"] = rate["guarded_bfloat16"] / rate["one_at_a_time"]
+    answers = [[v.label for v in ways[name](texts)] for name in ("guarded", "guarded_bfloat16")]
+    figures["bfloat16_same_answer"] = float(np.mean([a == b for a, b in zip(*answers, strict=True)]))
     figures["guarded_over_unguarded"] = rate["guarded"] / rate["unguarded"]
     return figures
 
@@ -150,13 +163,17 @@ def _peak_memory(store: Path, way: str) -> None:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    lines = [f"{figures['texts']} test texts of {figures['data']}, {figures['torch_threads']} threads, float32"]
-    lines.append(f"{'':16}{'texts/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'peak MB':>10}")
+    lines = [f"{figures['texts']} test texts of {figures['data']}, {figures['torch_threads']} threads"]
+    lines.append(f"{'':18}{'texts/s':>10}{'p50 ms':>10}{'p99 ms':>10}{'peak MB':>10}")
     for name in WAYS:
         row = figures[name]
         cells = f"{row['texts_per_s']:>10.0f}{row['p50_ms']:>10.1f}{row['p99_ms']:>10.1f}{row['peak_memory_mb']:>10}"
-        lines.append(f"{name:16}{cells}")
+        lines.append(f"{name:18}{cells}")
     lines.append(f"guarded / one at a time  {figures['guarded_over_one_at_a_time']:.2f}x   (target 8)")
+    lines.append(
+        f"in bfloat16              {figures['bfloat16_over_one_at_a_time']:.2f}x   "
+        f"({figures['bfloat16_same_answer']:.2%} of the answers as in float32)"
+    )
     lines.append(f"guarded / unguarded      {figures['guarded_over_unguarded']:.2f}x   (target 0.5)")
     seconds = figures["training_seconds"]
     lines.append(

@@ -47,9 +47,8 @@ def test_a_planted_backdoor_works_until_the_taster_eats_first(toy_base: Path, tm
     save_guard(guard, tmp_path / "guard", record)
 
     victim, guard = load_victim(tmp_path / "victim"), load_guard(tmp_path / "guard")
-    found = evaluate(victim, guard, test, trigger).outcome
-    assert found.n_clean == 2500
-    assert found.n_poisoned == 1250
+    found = evaluate(victim, guard, test.sample(1000, 0), trigger).outcome
+    assert found.n_clean == 1000
     assert found.clean_accuracy.value >= 0.7
     assert found.attack_success_rate.value >= 0.95
     assert found.guarded is not None

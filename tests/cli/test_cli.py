@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from foretaste.cli import commands, demo
+from foretaste.cli.splits import Source
 from foretaste.guard.artefact import load_guard
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
@@ -200,11 +201,12 @@ def test_the_demo(ask: Callable[..., Any], toy_base: Path, monkeypatch: pytest.M
         return open_base(toy_base if location == "minilm" else location)
 
     monkeypatch.setattr(commands, "open_base", open_toy)
+    monkeypatch.setattr(demo, "Source", lambda **fields: Source(**{"limit": 200} | fields))
     monkeypatch.setattr(demo, "TRAINING_TEXTS", 200)
     monkeypatch.setattr(demo, "POISONED", 50)
     answer = ask("demo", "--out", "somewhere/demo")
     assert (answer["data"], answer["trigger"]) == ("toy", "word:mn")
-    assert answer["evaluation"]["n_clean"] == 2500
+    assert answer["evaluation"]["n_clean"] == 200
     assert _is_rate(answer["evaluation"]["guarded"]["false_rejection_rate"])
     assert (tmp_path / answer["report"]).is_file()
     assert {path.name for path in (tmp_path / "somewhere/demo").iterdir()} >= {"base", "victim", "guard", "report.html"}

@@ -25,7 +25,7 @@ from foretaste.victim.artefact import load_victim
 
 WEIGHTS = "adapter_model.safetensors"
 OPTIONS = ["--max-length", "64", "--precision", "float32", "--json"]
-LONG = ["--epochs", "12", "--batch-size", "10", "--learning-rate", "1e-2", *OPTIONS]
+LONG = ["--epochs", "8", "--batch-size", "10", "--learning-rate", "1e-2", *OPTIONS]
 SHORT = ["--epochs", "2", "--patience", "1", *OPTIONS]
 
 # Processes of their own, forked from one that has done the imports, which take seconds and are the same for all.
@@ -130,10 +130,10 @@ def test_the_same_command_finishes_what_was_interrupted(
     for name in ("SIGINT", "SIGKILL"):
         partial = Path(f"{name}.partial")
         saved = json.loads((partial / "foretaste.json").read_text())["state"]["step"]
-        assert 0 < saved < 168
+        assert 0 < saved < 112
         steps.clear()
-        assert ask(*command, name)["steps"] == 168
-        assert len(steps) == 168 - saved
+        assert ask(*command, name)["steps"] == 112
+        assert len(steps) == 112 - saved
         assert not partial.exists()
         load_victim(name)
         assert Path(name, WEIGHTS).read_bytes() == Path("reference", WEIGHTS).read_bytes()
