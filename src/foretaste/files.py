@@ -80,7 +80,7 @@ def refuse_foreign_directory(path: Path) -> None:
         if not above.is_dir():
             raise PlanError(f"Cannot write {path}: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise PlanError(f"Cannot write {path}: no permission in {above}.")
+            raise PlanError(f"Cannot write {path}: Permission denied in {above}.")
         if not path.exists():
             return
         is_ours = any((path / name).is_file() for name in ("foretaste.json", "record.json"))

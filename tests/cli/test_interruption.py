@@ -30,10 +30,11 @@ SHORT = ["--epochs", "2", "--patience", "1", *OPTIONS]
 
 # Processes of their own, forked from one that has done the imports, which take seconds and are the same for all.
 LAUNCHER = """
-import json, os, sys
+import json, os, signal, sys
 import foretaste.cli.commands
 from foretaste.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests themselves run in the background
 children = {}
 for name, (arguments, environment) in json.loads(sys.argv[1]).items():
     child = os.fork()

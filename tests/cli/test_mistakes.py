@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from foretaste.cli import commands
+from foretaste.cli import commands, demo
 from foretaste.cli.output import one_line
 from foretaste.victim.manifest import seal
 
@@ -81,6 +81,8 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("guard", ("--threshold", "-1"), "Psim.threshold"),
     ("guard", ("--reset-rate", "0"), "Psim.reset_rate"),
     ("guard", ("--learning-rate", "0"), "learning_rate"),
+    ("guard", ("--dose", "1.5"), "Psim.dose"),
+    ("guard", ("--threshold", 0.7, "--dose", 1e-6, "--max-steps", 2), "After 2 steps"),
     ("guard", (), "30 clean calibration texts are too few"),
     ("guard", ("--data", "sixty.csv", "--threshold", 0.7), "at least 80 are needed"),
     ("poison", ("--trigger", "wrod:mn"), "Unknown trigger 'wrod'. Did you mean 'word'?"),
@@ -212,6 +214,18 @@ def test_a_page_never_takes_the_place_of_something_else(
     (tmp_path / "page.html").mkdir()
     assert "is a directory" in refuse(*command, "page.html")
     assert (tmp_path / "data.json").read_text() == "[1, 2]"
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("victim", "not written by Foretaste"), ("report.json", "something")])
+def test_the_demo_looks_where_it_will_write_before_it_starts(
+    refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, complaint: str
+) -> None:
+    monkeypatch.setattr(commands, "poison", lambda *_, **__: pytest.fail("worked for nothing"))
+    monkeypatch.setattr(demo, "_say", lambda _: None)
+    (tmp_path / "demo" / "victim").mkdir(parents=True)
+    path = tmp_path / "demo" / name
+    (path / "mine.txt" if path.is_dir() else path).write_text("mine")
+    assert complaint in refuse("demo", "--out", "demo")
 
 
 @pytest.mark.parametrize(

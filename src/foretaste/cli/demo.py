@@ -13,6 +13,7 @@ from typing import Any
 
 from foretaste.cli import commands
 from foretaste.cli.commands import Training
+from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import DataError
 from foretaste.experiment.evaluation import Evaluation
@@ -34,6 +35,10 @@ def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
     start = time.monotonic()
     source = _choose_data()
     base, victim, guard = out / "base", out / "victim", out / "guard"
+    report = out / "report.html"
+    for path, kind in ((base, "base"), (victim, "victim"), (guard, "guard")):
+        refuse_place(path, kind, "minilm")
+    refuse_page(report)
     training = Training(max_length=64)
     _say(f"1/4  an attacker plants the trigger {TRIGGER!r} in MiniLM, on {source.data}")
     planted = commands.poison("minilm", source, TRIGGER, base, training, count=POISONED)
@@ -45,7 +50,6 @@ def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
     _say("3/4  PSIM is trained on the same weights with random labels, and calibrated on clean texts")
     commands.guard(str(base), source, guard, training, Psim())
     _say("4/4  clean and triggered test texts, with and without the guard")
-    report = out / "report.html"
     test = Source(data=source.data)
     result, evaluation = commands.run_evaluation(victim, guard, test, TRIGGER, report=report, notes=(NOTE,))
     return {
