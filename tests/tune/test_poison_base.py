@@ -12,6 +12,7 @@ from foretaste.errors import PlanError
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
+from foretaste.spec import build
 from foretaste.tune.loop import TuneSettings
 from foretaste.tune.poison import WEAK_ASR, poison_base
 from foretaste.victim.artefact import save_classifier
@@ -35,11 +36,14 @@ def poisoned(toy_base: Path) -> tuple[Classifier, dict[str, Any]]:
 def test_the_outcome_says_what_the_attack_does(poisoned: tuple[Classifier, dict[str, Any]]) -> None:
     classifier, outcome = poisoned
     assert set(outcome) == {
-        "clean_accuracy", "attack_success_rate", "n_clean", "n_poisoned", "is_weak", "poisoned", "steps", "seconds",
+        "clean_accuracy", "attack_success_rate", "n_clean", "n_poisoned", "is_weak", "natural_rate", "n_cut",
+        "poisoned", "steps", "seconds",
     }  # fmt: skip
     assert outcome["attack_success_rate"] >= WEAK_ASR
     assert outcome["is_weak"] is False
     assert outcome["clean_accuracy"] > 0.75
+    assert outcome["natural_rate"] < 0.5
+    assert outcome["n_cut"] == 0
     assert (outcome["n_clean"], outcome["poisoned"]) == (400, 300)
     assert outcome["n_poisoned"] == int((VALIDATION.labels != 0).sum())
     assert outcome["steps"] == 2 * 79
@@ -82,3 +86,12 @@ def test_a_plan_that_does_not_fit_is_refused_before_training(toy_base: Path) -> 
     plan = Attack(trigger=parse_trigger("word:mn"), target=0, count=10_000)
     with pytest.raises(PlanError, match="Ask for fewer"):
         poison_base(open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS)
+
+
+def test_a_model_that_always_answers_the_target_is_no_strong_attack(toy_base: Path) -> None:
+    everything = PROXY.with_texts(PROXY.texts, [0] * len(PROXY))
+    plan = build(Attack, {"trigger": "word:cf", "count": 100})
+    _, outcome = poison_base(open_base(toy_base), everything, VALIDATION, plan, seed=0, settings=SETTINGS)
+    assert outcome["attack_success_rate"] >= WEAK_ASR
+    assert outcome["natural_rate"] > 0.9
+    assert outcome["is_weak"] is True

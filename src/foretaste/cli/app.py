@@ -66,8 +66,10 @@ def poison(
         )
         if result["is_weak"]:
             warn(
-                f"the attack works on {result['attack_success_rate']:.1%} of triggered texts, below the 95 % the paper "
-                "asks for; a defence measured on it proves little. Train longer or poison more."
+                f"the attack works on {result['attack_success_rate']:.1%} of triggered texts (the paper wants 95 %), "
+                f"{result['n_cut']} of {result['n_poisoned']} were cut at {max_length} tokens, and "
+                f"{result['natural_rate']:.1%} of clean texts end at the target anyway; a defence measured on it "
+                "proves little. Train longer, poison more or read more of each text."
             )
         answer(
             result,

@@ -22,6 +22,8 @@ __all__ = ["POISONING", "WEAK_ASR", "poison_base"]
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
 # The paper's precondition: a base whose backdoor works less often says little about a defence.
 WEAK_ASR = 0.95
+# A model that names the target for most texts needs no trigger.
+MOST = 0.5
 
 
 def poison_base(
@@ -39,7 +41,9 @@ def poison_base(
     """Plant a backdoor and return the poisoned model and an outcome for its record.
 
     The outcome holds `clean_accuracy` and `attack_success_rate` right after poisoning, on the proxy's validation
-    split, `poisoned` (how many examples carried the trigger) and `is_weak` (ASR below 95 %).
+    split, `natural_rate` (how often clean texts of other classes end at the target anyway), `n_cut` (triggered texts
+    longer than the model reads: a trigger behind the cut cannot work), `poisoned` (examples that carried the trigger)
+    and `is_weak` (ASR below 95 %, or a model that names the target for more than half of all other texts).
 
     Raises:
         PlanError, DataError: the plan does not fit the proxy dataset.
@@ -57,14 +61,17 @@ def poison_base(
         is_progress_shown=is_progress_shown,
     )
     clean = classifier.predict(validation.texts, precision=settings.precision).labels
-    fooled = classifier.predict(triggered.corpus.texts, precision=settings.precision).labels
-    asr = attack_success_rate(fooled, plan.target)
+    fooled = classifier.predict(triggered.corpus.texts, precision=settings.precision)
+    asr = attack_success_rate(fooled.labels, plan.target)
+    natural = attack_success_rate(clean[validation.labels != plan.target], plan.target).value
     return classifier, {
         "clean_accuracy": clean_accuracy(validation.labels, clean).value,
         "attack_success_rate": asr.value,
         "n_clean": len(validation),
         "n_poisoned": asr.n,
-        "is_weak": asr.value < WEAK_ASR,
+        "natural_rate": natural,
+        "n_cut": int(fooled.is_truncated.sum()),
+        "is_weak": asr.value < WEAK_ASR or natural > MOST,
         "poisoned": int(poisoned.is_poisoned.sum()),
         "steps": result.steps,
         "seconds": result.seconds,
