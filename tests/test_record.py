@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -205,3 +206,12 @@ def test_data_are_described_by_content() -> None:
     renamed = Corpus.of("another", CORPUS.texts, CORPUS.labels)
     assert DataUse.of(renamed).digest == DataUse.of(CORPUS).digest
     assert DataUse.of(renamed).name == "another"
+
+
+def test_peak_memory_is_of_this_program_and_not_of_the_one_that_started_it() -> None:
+    ballast = np.ones(40_000_000)  # 320 MB
+    code = (
+        "from foretaste.record import measured_cost\nwith measured_cost() as m: pass\nprint(m.cost.peak_memory_bytes)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10_000_000 < int(done.stdout) < ballast.nbytes

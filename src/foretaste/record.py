@@ -197,6 +197,16 @@ def measured_cost() -> Iterator[Meter]:
 
 
 def _peak_memory_bytes() -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return _peak_memory_from_usage()
+    # VmHWM counts this program alone; getrusage on Linux also remembers the process that started it.
+    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    return int(line.split()[1]) * 1024 if line else _peak_memory_from_usage()
+
+
+def _peak_memory_from_usage() -> int | None:
     if sys.platform == "win32":  # has no resource module
         return None
     import resource
