@@ -208,7 +208,7 @@ def run(store: Path, default: str, seed: int | None) -> None:
 
 
 def _certainty(classifier: Classifier, texts: Any) -> Any:
-    return classifier.predict(texts, precision="auto").probabilities.max(axis=1)
+    return classifier.predict(texts, precision="auto").certainty
 
 
 def _replace(plan: Psim, **changes: Any) -> Psim:

@@ -90,7 +90,7 @@ def _judge(victim: Classifier, guard: PsimGuard | None, corpus: Corpus, precisio
         corpus=corpus,
         # argmax would take NaN for the highest logit and so count a broken answer as one of the first class.
         predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
-        confidence=predictions.probabilities.max(axis=1),
+        confidence=predictions.certainty,
         is_truncated=predictions.is_truncated,
         scores=None if guard is None else guard.score(corpus.texts),
     )

@@ -72,9 +72,7 @@ class GuardedClassifier:
         sight = self.guard.classifier.max_length
         seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)
         predictions = self.guard.classifier.predict(seen, precision=self.precision)
-        verdicts = judge(
-            predictions.probabilities.max(axis=1, initial=-np.inf), encoded.is_truncated, self.guard.threshold
-        )
+        verdicts = judge(predictions.certainty, encoded.is_truncated, self.guard.threshold)
         passed = np.flatnonzero([not verdict.flagged for verdict in verdicts])
         answers: list[GuardedVerdict] = [
             GuardedVerdict(None, None, True, v.score, v.threshold, v.reason, v.truncated) for v in verdicts

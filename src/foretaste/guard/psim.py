@@ -176,14 +176,12 @@ class PsimGuard:
 
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the highest class probability of each text, `(N,) float64`; NaN if the model gives none."""
-        scores: NDArray[np.float64] = self.classifier.predict(texts).probabilities.max(axis=1, initial=-np.inf)
-        return scores
+        return self.classifier.predict(texts).certainty
 
     def check(self, texts: Sequence[str]) -> list[Verdict]:
         """Return one verdict per text; a score that is not finite is refused."""
         predictions = self.classifier.predict(texts)
-        scores = predictions.probabilities.max(axis=1, initial=-np.inf)
-        return judge(scores, predictions.is_truncated, self.threshold)
+        return judge(predictions.certainty, predictions.is_truncated, self.threshold)
 
 
 def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:

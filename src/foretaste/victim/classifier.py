@@ -49,6 +49,12 @@ class Predictions:
         result: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
         return result
 
+    @property
+    def certainty(self) -> NDArray[np.float64]:
+        """The highest class probability of each text, `(N,) float64`; NaN where a logit is not finite."""
+        result: NDArray[np.float64] = self.probabilities.max(axis=1, initial=-np.inf)
+        return result
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
