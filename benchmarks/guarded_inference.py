@@ -18,10 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from foretaste.cli import commands
 from foretaste.cli.splits import Source, load_split
@@ -65,44 +67,54 @@ def unguarded(store: Path) -> Callable[[Sequence[str]], Any]:
 
 
 def guarded(store: Path) -> Callable[[Sequence[str]], Any]:
-    """PSIM, then the victim on what it lets pass, in length-bucketed batches."""
+    """PSIM, then the victim on what it lets pass, in length-bucketed batches; all in float32."""
     return GuardedClassifier(load_victim(store / "victim"), load_guard(store / "guard"))
 
 
+def guard_int8(store: Path) -> Callable[[Sequence[str]], Any]:
+    """As `guarded`, with a guard that scores, and was calibrated, in int8: the victim's answers stay what they were."""
+    return GuardedClassifier(load_victim(store / "victim"), load_guard(store / "guard-int8"))
+
+
+def both_int8(store: Path) -> Callable[[Sequence[str]], Any]:
+    """As `guard_int8`, with the victim in int8 too."""
+    return GuardedClassifier(load_victim(store / "victim").in_int8(), load_guard(store / "guard-int8"))
+
+
 def one_at_a_time(store: Path) -> Callable[[Sequence[str]], Any]:
-    """Both models text by text through PEFT's own forward pass, confidence rounded, as in the released code."""
-    victim, guard = load_victim(store / "victim"), load_guard(store / "guard")
-    for model in (victim.module.model, guard.classifier.module.model):
-        if hasattr(model, "unmerge_adapter"):
-            cast(Any, model).unmerge_adapter()
+    """Both models text by text, confidence rounded, as in the released code: plain transformers and PEFT."""
+    tokenizer = AutoTokenizer.from_pretrained(store / "base")
+    victim, guard = (
+        PeftModel.from_pretrained(
+            AutoModelForSequenceClassification.from_pretrained(store / "base"), str(store / name)
+        ).eval()
+        for name in ("victim", "guard")
+    )
+    threshold = load_guard(store / "guard").threshold
 
     def run(texts: Sequence[str]) -> list[int | None]:
         answers: list[int | None] = []
         with torch.no_grad():
             for text in texts:
-                inputs = victim.tokenizer(text, truncation=True, max_length=128, return_tensors="pt", padding=False)
-                logits = guard.classifier.module.model(**inputs).logits
-                certainty = round(float(torch.softmax(logits, dim=1).max()), 3)
-                if certainty > guard.threshold:
+                inputs = tokenizer(text, truncation=True, max_length=128, return_tensors="pt", padding=False)
+                certainty = round(float(torch.softmax(guard(**inputs).logits, dim=1).max()), 3)
+                if certainty > threshold:
                     answers.append(None)
                 else:
-                    answers.append(int(victim.module.model(**inputs).logits.argmax()))
+                    answers.append(int(victim(**inputs).logits.argmax()))
         return answers
 
     return run
 
 
-def guarded_bfloat16(store: Path) -> Callable[[Sequence[str]], Any]:
-    """As `guarded`, with bfloat16 where the processor has it."""
-    return GuardedClassifier(load_victim(store / "victim"), load_guard(store / "guard"), precision="auto")
-
-
 WAYS = {
     "unguarded": unguarded,
     "guarded": guarded,
-    "guarded_bfloat16": guarded_bfloat16,
+    "guard_int8": guard_int8,
+    "both_int8": both_int8,
     "one_at_a_time": one_at_a_time,
 }
+GUARDED = ("guarded", "guard_int8", "both_int8")
 
 
 def _train(store: Path, source: Source) -> dict[str, Any]:
@@ -114,8 +126,9 @@ def _train(store: Path, source: Source) -> dict[str, Any]:
         commands.poison("minilm", few, "word:mn", base, commands.Training(fields={"epochs": 1}), count=600)
     if not (store / "victim").exists():
         commands.tune_victim(str(base), source, "lora", store / "victim", training, strategy_fields={})
-    if not (store / "guard").exists():
-        commands.guard(str(base), source, store / "guard", training, Psim())
+    for name, plan in (("guard", Psim(scoring="float32")), ("guard-int8", Psim(scoring="int8"))):
+        if not (store / name).exists():
+            commands.guard(str(base), source, store / name, training, plan)
     seconds = {
         name: json.loads((store / name / "record.json").read_text(encoding="utf-8"))["cost"]["seconds"]
         for name in ("victim", "guard")
@@ -147,11 +160,12 @@ def _infer(store: Path, source: Source) -> dict[str, Any]:
             "p99_ms": float(np.percentile(spans, 99)),
         }
     rate = {name: figures[name]["texts_per_s"] for name in ways}
-    figures["guarded_over_one_at_a_time"] = rate["guarded"] / rate["one_at_a_time"]
-    figures["bfloat16_over_one_at_a_time"] = rate["guarded_bfloat16"] / rate["one_at_a_time"]
-    answers = [[v.label for v in ways[name](texts)] for name in ("guarded", "guarded_bfloat16")]
-    figures["bfloat16_same_answer"] = float(np.mean([a == b for a, b in zip(*answers, strict=True)]))
-    figures["guarded_over_unguarded"] = rate["guarded"] / rate["unguarded"]
+    answers = {name: [v.label for v in ways[name](texts)] for name in GUARDED}
+    for name in GUARDED:
+        figures[name]["over_one_at_a_time"] = rate[name] / rate["one_at_a_time"]
+        figures[name]["over_unguarded"] = rate[name] / rate["unguarded"]
+        pairs = zip(answers[name], answers["guarded"], strict=True)
+        figures[name]["same_answers"] = float(np.mean([a == b for a, b in pairs]))
     return figures
 
 
@@ -169,12 +183,11 @@ def _print(figures: dict[str, Any]) -> None:
         row = figures[name]
         cells = f"{row['texts_per_s']:>10.0f}{row['p50_ms']:>10.1f}{row['p99_ms']:>10.1f}{row['peak_memory_mb']:>10}"
         lines.append(f"{name:18}{cells}")
-    lines.append(f"guarded / one at a time  {figures['guarded_over_one_at_a_time']:.2f}x   (target 8)")
-    lines.append(
-        f"in bfloat16              {figures['bfloat16_over_one_at_a_time']:.2f}x   "
-        f"({figures['bfloat16_same_answer']:.2%} of the answers as in float32)"
-    )
-    lines.append(f"guarded / unguarded      {figures['guarded_over_unguarded']:.2f}x   (target 0.5)")
+    lines.append(f"{'':18}{'/ one by one':>14}{'/ unguarded':>14}{'same answers':>14}   (targets 8 and 0.5)")
+    for name in GUARDED:
+        row = figures[name]
+        cells = f"{row['over_one_at_a_time']:>13.2f}x{row['over_unguarded']:>13.2f}x{row['same_answers']:>14.2%}"
+        lines.append(f"{name:18}{cells}")
     seconds = figures["training_seconds"]
     lines.append(
         f"training: PSIM {seconds['guard']:.0f} s, victim {seconds['victim']:.0f} s: "

@@ -14,20 +14,22 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError, GuardError
 from foretaste.evaluate.metrics import auroc, far_at_frr
+from foretaste.evaluate.threshold import calibrate
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import write_json
 from foretaste.guard.artefact import load_guard, save_guard
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
@@ -40,8 +42,13 @@ from foretaste.victim.strategy import STRATEGIES, Full, Lora, PromptTuning, PTun
 
 TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie"}
 PROXIES = {"task": "imdb", "data": "sst2"}
+# At 128 tokens one review in fourteen would be cut, and with it every twentieth trigger.
+PROXY_TOKENS = 256
 VICTIMS = ("lora", "p_tuning_v1", "full")
+# Tried for the victims on one base (BadNet, full task knowledge, seed 0); the best on the validation split is taken.
+RATES = {"lora": (2e-3, 1e-3, 5e-4, 2e-4), "p_tuning_v1": (2e-3, 5e-3, 1e-2), "full": (2e-5, 5e-5, 1e-4)}
 SEEDS = (0, 1, 2)
+KINDS = ("base", "rate", "recipe", "victim", "outcome", "dose")
 # Every recipe that was tried on all bases; all but `paper` stop at a dose.
 RECIPES: dict[str, Psim] = {
     "lora": Psim(strategy=Lora(), dose=0.05),
@@ -69,8 +76,11 @@ def make_base(store: Path, attack: str, knowledge: str, seed: int) -> None:
     proxy, validation = (load_corpus(PROXIES[knowledge], split) for split in ("train", "validation"))
     plan = Attack(trigger=parse_trigger(TRIGGERS[attack]), target=0, count=1000)
     partial = path.with_name(path.name + ".partial")
-    classifier, outcome = poison_base(open_base("minilm"), proxy, validation, plan, seed=seed, checkpoint=partial)
-    settings = {"attack": plan, "tune": POISONING}
+    base = open_base("minilm")
+    classifier, outcome = poison_base(
+        base, proxy, validation, plan, seed=seed, max_length=PROXY_TOKENS, checkpoint=partial
+    )
+    settings = {"attack": plan, "tune": POISONING, "max_length": PROXY_TOKENS}
     record = Record.now("poison", settings=settings, seeds={"root": seed}, outcome=outcome, data=[proxy, validation])
     save_classifier(classifier, path, "base", record)
     shutil.rmtree(partial, ignore_errors=True)
@@ -96,6 +106,17 @@ def make_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: s
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def try_rate(store: Path, attack: str, knowledge: str, seed: int, strategy: str, rate: float) -> None:
+    """Fine-tune a victim at one learning rate: CA decides, on the validation split; ASR is there to be seen."""
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
+    victim = base.classifier(STRATEGIES[strategy](), train.label_names, seed=seed)
+    tune(victim, train, TuneSettings(epochs=2, learning_rate=rate), seed=seed, validation=validation)
+    outcome = evaluate(victim, None, validation, parse_trigger(TRIGGERS[attack]), 0, seed=seed).outcome.to_json()
+    path = store / f"rate-{attack}-{knowledge}-{seed}-{strategy}-{rate}"
+    write_json(path / "record.json", outcome)
+
+
 def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str) -> None:
     """Train PSIM until the smallest dose; at the first step below each dose, measure on the validation split."""
     validation = load_corpus("sst2", "validation")
@@ -118,7 +139,7 @@ def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str
         }
         seen.update({str(d): entry for d in reached})
 
-    plan = _replace(FOLLOWED[recipe], dose=DOSES[-1], threshold=0.7)
+    plan = replace(FOLLOWED[recipe], dose=DOSES[-1], threshold=0.7)
     start = time.monotonic()
     try:
         base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
@@ -140,19 +161,16 @@ def fit_recipe(store: Path, attack: str, knowledge: str, seed: int, recipe: str)
     seconds = time.monotonic() - start
     clean = load_corpus("sst2", "test")
     triggered = triggered_test(clean, parse_trigger(TRIGGERS[attack]), 0, seed).corpus
-    scores = [guard.score(corpus.texts) for corpus in (clean, triggered)]
-    outcome = {
-        "threshold": guard.threshold,
+    outcome: dict[str, Any] = {
         "steps": guard.training.steps if guard.training else None,
         "seconds": seconds,
         "doses": guard.doses,
-        "auroc": auroc(scores[0], scores[1]),
-        "far_at_1": far_at_frr(scores[0], scores[1], 0.01).value,
-        "frr": float(np.mean(scores[0] > guard.threshold)),
-        "far": float(np.mean(scores[1] <= guard.threshold)),
-        "frr_07": float(np.mean(scores[0] > 0.7)),
-        "far_07": float(np.mean(scores[1] <= 0.7)),
+        **_judge_guard(guard, clean, triggered),
     }
+    if guard.calibration is not None:
+        swift = replace(guard, scoring="int8")
+        bar = calibrate(swift.score(validation.texts), guard.calibration.frr, guard.calibration.confidence)
+        outcome["int8"] = _judge_guard(replace(swift, threshold=bar.threshold, calibration=bar), clean, triggered)
     record = Record.now(
         "guard",
         settings={"recipe": recipe, "psim": RECIPES[recipe], "strategy": RECIPES[recipe].strategy.name},
@@ -177,6 +195,8 @@ def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]
     todo: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
     cells = {seed: [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)] for seed in SEEDS}
     todo += [("base", make_base, cell) for cell in cells[0]]
+    rates = [(strategy, rate) for strategy, tried in RATES.items() for rate in tried]
+    todo += [("rate", try_rate, ("badnet", "task", 0, strategy, rate)) for strategy, rate in rates]
     todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[0], RECIPES)]
     for seed in SEEDS:
         task = [cell for cell in cells[seed] if cell[1] == "task"]
@@ -191,28 +211,37 @@ def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]
     return todo
 
 
-def run(store: Path, default: str, seed: int | None) -> None:
+def run(store: Path, default: str, seed: int | None, kind: str | None) -> None:
     """Do every piece that is not done yet; a piece that fails is reported and does not stop the others."""
-    todo = [piece for piece in pieces(default) if seed in (None, piece[2][2])]
-    for number, (kind, make, arguments) in enumerate(todo, 1):
-        path = store / "-".join(map(str, (kind, *arguments)))
+    todo = [piece for piece in pieces(default) if seed in (None, piece[2][2]) and kind in (None, piece[0])]
+    for number, (piece, make, inputs) in enumerate(todo, 1):
+        path = store / "-".join(map(str, (piece, *inputs)))
         if (path / "record.json").exists():
             continue
         start = time.monotonic()
         try:
-            make(store, *arguments)
+            make(store, *inputs)
             note = f"{time.monotonic() - start:.0f} s"
         except ForetasteError as error:
             note = f"FAILED: {error}"
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {number}/{len(todo)} {path.name}: {note}\n")
 
 
+def _judge_guard(guard: PsimGuard, clean: Corpus, triggered: Corpus) -> dict[str, float]:
+    low, high = guard.score(clean.texts), guard.score(triggered.texts)
+    return {
+        "threshold": guard.threshold,
+        "auroc": auroc(low, high),
+        "far_at_1": far_at_frr(low, high, 0.01).value,
+        "frr": float(np.mean(low > guard.threshold)),
+        "far": float(np.mean(high <= guard.threshold)),
+        "frr_07": float(np.mean(low > 0.7)),
+        "far_07": float(np.mean(high <= 0.7)),
+    }
+
+
 def _certainty(classifier: Classifier, texts: Any) -> Any:
     return classifier.predict(texts, precision="auto").certainty
-
-
-def _replace(plan: Psim, **changes: Any) -> Psim:
-    return Psim(**{name: getattr(plan, name) for name in plan.__dataclass_fields__} | changes)
 
 
 def main() -> None:
@@ -221,8 +250,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--default", default="lora", choices=RECIPES, help="recipe of the headline table")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="this seed only: one process per seed and core")
+    parser.add_argument("--kind", choices=KINDS, help="these pieces only")
     arguments = parser.parse_args()
-    run(arguments.store, arguments.default, arguments.seed)
+    run(arguments.store, arguments.default, arguments.seed, arguments.kind)
 
 
 if __name__ == "__main__":

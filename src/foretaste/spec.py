@@ -20,7 +20,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def spec(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only, validated record of settings that forbids unknown fields."""
-    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
     decorate: Callable[[type[T]], Any] = dataclass(frozen=True, kw_only=True, config=config)
     kind: type[T] = decorate(cls)
     return kind

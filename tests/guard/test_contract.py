@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,15 +21,17 @@ from foretaste.victim.strategy import STRATEGIES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOLERANCE = 1e-6
+ROUGH_TOLERANCE = 2e-3  # of bfloat16 and int8, where one more or less in the last place moves a score
 MAX_LENGTH = 64
 TRAIN = toy_corpus().select(range(160))
 HUGE = "the film was moving " * 25_000  # 100,000 words
 AWKWARD = ("good", "", " \t\n", "\ud800 broken \udfff", "\x00\x1b[31m", "Ünï ✓ 漢字 \U0001f9d1\u200d\U0001f680")
 TEXTS = (*toy_corpus("test").texts[:70], *AWKWARD, "bad " * 300)  # more than one batch
 
+SHORT: dict[str, Any] = {"dose": None, "learning_rate": 5e-3, "threshold": 0.55, "precision": "float32"}
 PLANS = {
-    name: Psim(strategy=build(STRATEGIES[name], {}), dose=None, learning_rate=5e-3, threshold=0.55, precision="float32")
-    for name in STRATEGIES
+    **{name: Psim(strategy=build(STRATEGIES[name], {}), **SHORT) for name in STRATEGIES},
+    **{scoring: Psim(scoring=scoring, **SHORT) for scoring in ("bfloat16", "int8")},
 }
 
 
@@ -42,6 +45,12 @@ def base(toy_stack: Mapping[str, Path]) -> Base:
 def plan(request: pytest.FixtureRequest) -> Psim:
     """One plan of each kind."""
     return PLANS[request.param]
+
+
+@pytest.fixture(scope="module")
+def tolerance(plan: Psim) -> float:
+    """How much of a score may hang on its neighbours."""
+    return TOLERANCE if plan.scoring == "float32" else ROUGH_TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,7 @@ def test_scores_are_finite_and_tell_texts_apart(together: NDArray[np.float64]) -
     assert together.shape == (len(TEXTS),)
     assert together.dtype == np.float64
     assert np.isfinite(together).all()
-    assert np.ptp(together) > 1_000 * TOLERANCE  # else everything below would hold for a constant
+    assert np.ptp(together) > 3 * ROUGH_TOLERANCE  # else everything below would hold for a constant
 
 
 def test_the_same_seed_gives_the_same_guard_and_another_seed_another(
@@ -71,18 +80,21 @@ def test_the_same_seed_gives_the_same_guard_and_another_seed_another(
     assert np.abs(other - together).max() > TOLERANCE
 
 
-def test_neighbours_and_order_do_not_matter(guard: Guard, together: NDArray[np.float64]) -> None:
+def test_neighbours_and_order_do_not_matter(guard: Guard, together: NDArray[np.float64], tolerance: float) -> None:
     order = np.random.default_rng(3).permutation(len(TEXTS))
     shuffled = guard.score([TEXTS[i] for i in order])
-    np.testing.assert_allclose(shuffled, together[order], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(shuffled, together[order], rtol=0, atol=tolerance)
     alone = np.concatenate([guard.score([text]) for text in TEXTS[-10:]])
-    np.testing.assert_allclose(alone, together[-10:], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(alone, together[-10:], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_batch_size_does_not_matter(guard: PsimGuard, together: NDArray[np.float64], batch_size: int) -> None:
-    scores = guard.classifier.predict(TEXTS, batch_size=batch_size).probabilities.max(axis=1)
-    np.testing.assert_allclose(scores, together, rtol=0, atol=TOLERANCE)
+def test_batch_size_does_not_matter(
+    guard: PsimGuard, together: NDArray[np.float64], batch_size: int, tolerance: float
+) -> None:
+    # Of the float32 model, from which the other arithmetics differ by little more than from themselves.
+    scores = guard.classifier.predict(TEXTS, batch_size=batch_size).certainty
+    np.testing.assert_allclose(scores, together, rtol=0, atol=tolerance)
 
 
 def test_verdicts_keep_length_and_order(guard: Guard, together: NDArray[np.float64]) -> None:

@@ -30,6 +30,7 @@ TEXTS = (*toy_corpus("test").texts[:20], "", "good", "bad " * 200)
 RECORD = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
 MISSING = object()
 SOUND = {"threshold": 0.7, "n": 872, "allowed_above": 3, "frr": 0.01, "confidence": 0.95}
+ENTRY = {"method": "psim", "scoring": "float32", "threshold": 0.7, "calibration": SOUND}
 
 
 @pytest.fixture
@@ -75,6 +76,20 @@ def test_the_calibration_is_kept(toy_stack: Mapping[str, Path], tmp_path: Path) 
     assert load_guard(tmp_path / "again").calibration == guard.calibration
 
 
+def test_the_arithmetic_of_the_scores_is_kept(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    guard = replace(load_guard(toy_stack["guard"]), scoring="int8")
+    save_guard(guard, tmp_path / "again", RECORD)
+    loaded = load_guard(tmp_path / "again")
+    assert loaded.scoring == "int8"
+    np.testing.assert_array_equal(loaded.score(TEXTS), guard.score(TEXTS))
+
+
+@pytest.mark.parametrize("scoring", [None, "int4", MISSING])
+def test_scores_of_no_known_arithmetic_are_refused(stack: Path, scoring: Any) -> None:
+    _alter(stack / "guard", scoring=scoring)
+    assert _refusal(stack / "guard").code == "bad_threshold"
+
+
 def test_an_unaltered_copy_is_taken(stack: Path) -> None:
     _alter(stack / "guard")
     assert load_guard(stack / "guard").threshold < 1
@@ -114,19 +129,27 @@ def test_a_number_beyond_floating_point_is_refused(stack: Path) -> None:
 )
 def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(GuardError, match=r"^somewhere: guard") as caught:
-        read_bar({"method": "psim", "threshold": 0.7, "calibration": SOUND | change}, "somewhere")
+        read_bar(ENTRY | {"calibration": SOUND | change}, "somewhere")
     assert caught.value.code == "bad_threshold"
 
 
 def test_a_promise_on_too_few_texts_is_refused() -> None:
     with pytest.raises(GuardError) as caught:
-        read_bar({"method": "psim", "threshold": 0.7, "calibration": SOUND | {"n": 5, "allowed_above": 0}}, "x")
+        read_bar(
+            {
+                "method": "psim",
+                "scoring": "int8",
+                "threshold": 0.7,
+                "calibration": SOUND | {"n": 5, "allowed_above": 0},
+            },
+            "x",
+        )
     assert caught.value.code == "too_few_calibration_texts"
 
 
 def test_a_sound_calibration_is_taken() -> None:
-    threshold, calibration = read_bar({"method": "psim", "threshold": 0.7, "calibration": SOUND}, "somewhere")
-    assert threshold == 0.7
+    threshold, calibration, scoring = read_bar(ENTRY | {"scoring": "int8"}, "somewhere")
+    assert (threshold, scoring) == (0.7, "int8")
     assert calibration == Calibration(0.7, 872, 3, 0.01, 0.95)
 
 

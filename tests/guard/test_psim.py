@@ -166,7 +166,7 @@ def test_the_papers_recipe() -> None:
 
 def test_too_few_texts_to_hold_some_out_names_what_can_be_promised(base: Base) -> None:
     with pytest.raises(
-        DataError, match=r"500 texts; 299 are needed .* The smallest that 250 texts can promise is 1.2 %"
+        DataError, match=r"500 texts, half of which .* the smallest that 250 can promise is 1.2 %; 299 texts"
     ):
         PLAN.fit(base, TRAIN.select(range(500)))
     plan = build(Psim, {"frr": 0.012, "dose": 0.3, "precision": "float32"})

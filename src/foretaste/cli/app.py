@@ -138,6 +138,7 @@ def guard(
     reset_rate: Annotated[float | None, typer.Option("--reset-rate", help="Share of labels redrawn.")] = None,
     dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
+    scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
     strategy_set: o.Set = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -164,6 +165,7 @@ def guard(
             batch_size=batch_size,
             learning_rate=learning_rate,
             precision=precision,
+            scoring=scoring,
         )
         plan = psim_plan(recipe, strategy, assignments(strategy_set), chosen)
         training = commands.Training(seed=seed, max_length=max_length)

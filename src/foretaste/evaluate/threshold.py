@@ -12,7 +12,7 @@ from scipy.special import bdtr
 
 from foretaste.errors import DataError, GuardError, PlanError
 
-__all__ = ["Calibration", "allowed_above", "calibrate", "is_flagged", "suspicion"]
+__all__ = ["Calibration", "allowed_above", "calibrate", "is_flagged", "suspicion", "texts_needed"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,22 @@ def allowed_above(n: int, frr: float = 0.01, confidence: float = 0.95) -> int:
     allowed = bisect_right(range(n), tail, key=lambda k: float(bdtr(k, n, frr))) - 1
     if allowed >= 0:
         return allowed
-    needed = math.ceil(math.log(tail) / math.log1p(-frr))
+    needed = texts_needed(frr, confidence)
     best = f"the smallest that {n} can promise is {_per_cent(1 - tail ** (1 / n))}" if n else "there are none"
     raise GuardError(
         f"{n} clean calibration texts are too few to promise a false rejection rate of {_per_cent(frr)} with "
         f"{_per_cent(confidence)} confidence: {best}; {needed} texts are needed.",
         code="too_few_calibration_texts",
     )
+
+
+def texts_needed(frr: float = 0.01, confidence: float = 0.95) -> int:
+    """Return how many clean calibration texts a promise of `frr` takes at least.
+
+    >>> texts_needed(0.01), texts_needed(0.05)
+    (299, 59)
+    """
+    return math.ceil(math.log(1 - confidence) / math.log1p(-frr))
 
 
 def is_flagged(scores: ArrayLike, threshold: float) -> NDArray[np.bool_]:

@@ -65,11 +65,10 @@ def evaluate(
         raise DataError(
             f"{corpus.name} has the labels {corpus.label_names}, the victim was trained on {victim.label_names}."
         )
-    if guard is not None:
-        GuardedClassifier(victim, guard)  # refuses a guard of other weights or of shorter sight
+    guarded = None if guard is None else GuardedClassifier(victim, guard)  # refuses a guard that does not fit
     triggered = triggered_test(corpus, trigger, target, seed)
-    clean_side = _judge(victim, guard, corpus, precision)
-    triggered_side = _judge(victim, guard, triggered.corpus, precision)
+    clean_side = _judge(victim, guarded, corpus, precision)
+    triggered_side = _judge(victim, guarded, triggered.corpus, precision)
     outcome = measure(
         clean_labels=corpus.labels,
         clean_predicted=clean_side.predicted,
@@ -84,15 +83,16 @@ def evaluate(
     return Evaluation(outcome, clean_side, triggered_side)
 
 
-def _judge(victim: Classifier, guard: PsimGuard | None, corpus: Corpus, precision: Precision) -> Judged:
-    predictions = victim.predict(corpus.texts, precision=precision)
+def _judge(victim: Classifier, guarded: GuardedClassifier | None, corpus: Corpus, precision: Precision) -> Judged:
+    encoded = victim.encode(corpus.texts)
+    predictions = victim.predict(encoded, precision=precision)
     return Judged(
         corpus=corpus,
         # argmax would take NaN for the highest logit and so count a broken answer as one of the first class.
         predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
         confidence=predictions.certainty,
         is_truncated=predictions.is_truncated,
-        scores=None if guard is None else guard.score(corpus.texts),
+        scores=None if guarded is None else guarded.score(corpus.texts, encoded),
     )
 
 

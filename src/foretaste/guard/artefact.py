@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foretaste.errors import GuardError
 from foretaste.evaluate.threshold import Calibration, allowed_above
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim import PsimGuard, Scoring
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, save_classifier
 
-__all__ = ["load_guard", "read_bar", "save_guard"]
+__all__ = ["Bar", "load_guard", "read_bar", "save_guard"]
 
 METHOD = "psim"
 
@@ -34,6 +34,7 @@ class _GuardFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     method: str
+    scoring: Scoring
     threshold: float = Field(gt=0, le=1)
     calibration: _CalibrationFields | None
 
@@ -47,6 +48,7 @@ def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
     """
     entry: dict[str, Any] = {
         "method": METHOD,
+        "scoring": guard.scoring,
         "threshold": guard.threshold,
         "calibration": None if guard.calibration is None else asdict(guard.calibration),
     }
@@ -62,12 +64,20 @@ def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
         GuardError: its threshold was refused (see `read_bar`).
     """
     classifier, manifest = load_classifier(Path(path), "guard", base)
-    threshold, calibration = read_bar(manifest.guard, path)
-    return PsimGuard(classifier, threshold, calibration)
+    bar = read_bar(manifest.guard, path)
+    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring)
 
 
-def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> tuple[float, Calibration | None]:
-    """Read the `guard` entry of the manifest in `path`: the threshold, and how it was calibrated if it was.
+class Bar(NamedTuple):
+    """A guard's threshold, how it was calibrated (None: given), and the arithmetic of the scores it is for."""
+
+    threshold: float
+    calibration: Calibration | None
+    scoring: Scoring
+
+
+def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
+    """Read the `guard` entry of the manifest in `path`.
 
     Raises:
         GuardError: an entry that is missing, of the wrong kind or contradicts itself (code `bad_threshold`), with a
@@ -83,10 +93,10 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> tuple[float, 
     if fields.method != METHOD:
         raise GuardError(f"{path}: guard.method: expected {METHOD!r}, got {fields.method!r}.", code="unknown_method")
     if fields.calibration is None:
-        return fields.threshold, None
+        return Bar(fields.threshold, None, fields.scoring)
     found = Calibration(**fields.calibration.model_dump())
     if found.threshold != fields.threshold or found.allowed_above != allowed_above(
         found.n, found.frr, found.confidence
     ):
         raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
-    return fields.threshold, found
+    return Bar(fields.threshold, found, fields.scoring)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foretaste.errors import GuardError
 from foretaste.guard.guard import Reason, judge
 from foretaste.guard.psim import PsimGuard
-from foretaste.victim.batch import encode
+from foretaste.victim.batch import Encoded, encode
 from foretaste.victim.classifier import Classifier, Precision
 
 __all__ = ["GuardedClassifier", "GuardedVerdict"]
@@ -35,8 +36,8 @@ class GuardedVerdict:
 class GuardedClassifier:
     """Calls the guard first and the victim only on accepted texts; it fails closed.
 
-    `precision` bfloat16 is about twice as fast where the hardware has it, but moves scores by up to some thousandths,
-    while thresholds are calibrated in float32: the promise on clean texts then holds only nearly.
+    `precision` is the victim's (in 8-bit whole numbers: `victim.in_int8()`); the guard scores in the arithmetic it was
+    calibrated in.
 
     Raises:
         GuardError: the guard stands on other weights than the victim (`foreign_base`), reads less of a text than
@@ -65,14 +66,17 @@ class GuardedClassifier:
             )
         self.victim, self.guard, self.precision = victim, guard, precision
 
-    def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
-        """Return one verdict per text, in order; an exception means that no text was let through."""
+    def score(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
+        """Return the guard's score of each text, `(N,) float64`; `encoded` is how the victim reads them."""
         # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
-        encoded = self.victim.encode(texts)
         sight = self.guard.classifier.max_length
         seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)
-        predictions = self.guard.classifier.predict(seen, precision=self.precision)
-        verdicts = judge(predictions.certainty, encoded.is_truncated, self.guard.threshold)
+        return self.guard.predict(seen).certainty
+
+    def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
+        """Return one verdict per text, in order; an exception means that no text was let through."""
+        encoded = self.victim.encode(texts)
+        verdicts = judge(self.score(texts, encoded), encoded.is_truncated, self.guard.threshold)
         passed = np.flatnonzero([not verdict.flagged for verdict in verdicts])
         answers: list[GuardedVerdict] = [
             GuardedVerdict(None, None, True, v.score, v.threshold, v.reason, v.truncated) for v in verdicts

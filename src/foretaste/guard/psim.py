@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +23,19 @@ from pydantic import Field
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
-from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate
+from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
 from foretaste.guard.guard import Verdict, judge
 from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.victim.batch import Encoded
 from foretaste.victim.checkpoint import Base
-from foretaste.victim.classifier import Classifier, Precision
-from foretaste.victim.strategy import Lora, PTuningV1
+from foretaste.victim.classifier import Classifier, Precision, Predictions
+from foretaste.victim.strategy import Lora, PTuningV1, Strategy
 
-__all__ = ["Psim", "PsimGuard", "reset_labels"]
+__all__ = ["Psim", "PsimGuard", "Scoring", "reset_labels"]
+
+Scoring = Literal["float32", "bfloat16", "int8"]
 
 MONITOR_SIZE = 128
 MONITOR_EVERY = 2
@@ -47,10 +51,11 @@ class Psim:
     (as in the released code; Table 13 varies it). `dose` is the median confidence on held-out clean texts at which
     training stops, counted from 0 (all classes equally likely) to 1 (certain); None trains for whole `epochs`.
     `threshold` fixes the bar; None calibrates it so that at most `frr` of clean texts are refused, with the given
-    `confidence` that this holds.
+    `confidence` that this holds. `scoring` is the arithmetic in which the guard is calibrated and will always score;
+    `precision` is training's.
     """
 
-    strategy: Any = Field(default_factory=Lora)
+    strategy: Strategy = Field(default_factory=Lora)
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     dose: float | None = Field(default=0.05, gt=0.0, lt=1.0)
     max_steps: int = Field(default=200, gt=0)
@@ -61,6 +66,7 @@ class Psim:
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
     threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
     precision: Precision = "auto"
+    scoring: Scoring = "float32"
 
     @classmethod
     def paper(cls) -> Psim:
@@ -129,7 +135,7 @@ class Psim:
                 code="dose_not_reached",
             )
         bar = math.nan if self.threshold is None else self.threshold
-        guard = PsimGuard(classifier.merge(), bar, None, result, tuple(doses))
+        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, result, tuple(doses))
         if calibration is None or self.threshold is not None:
             return guard
         found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
@@ -138,15 +144,16 @@ class Psim:
     def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus | None]:
         """Return what is trained on, what the dose is read on, and what calibrates: no text is in two of them."""
         if calibration is None and self.threshold is None:
-            needed = math.ceil(math.log(1 - self.confidence) / math.log(1 - self.frr))
-            size, half = max(len(corpus) // 5, needed), len(corpus) // 2
+            half = len(corpus) // 2
+            size = max(len(corpus) // 5, texts_needed(self.frr, self.confidence))
             if size > half:
-                smallest = 1 - (1 - self.confidence) ** (1 / max(half, 1))
-                raise DataError(
-                    f"{corpus.name} has {len(corpus)} texts; {needed} are needed to promise a false rejection rate of "
-                    f"{self.frr:.1%} and as many to train on. The smallest that {half} texts can promise is "
-                    f"{math.ceil(smallest * 1000) / 10:g} %. Give more clean texts or a higher --frr."
-                )
+                try:
+                    allowed_above(half, self.frr, self.confidence)
+                except GuardError as error:
+                    raise DataError(
+                        f"{corpus.name} has {len(corpus)} texts, half of which may be held out: {error} Give more "
+                        "clean texts or a higher --frr."
+                    ) from error
             corpus, calibration = corpus.partition([len(corpus) - size, size], seed)
         held_out = min(MONITOR_SIZE, len(corpus) // 5)
         if held_out < 16:
@@ -159,6 +166,8 @@ class Psim:
 class PsimGuard:
     """A trained PSIM. `calibration` is None when the threshold was given.
 
+    `scoring` float32 gives a text the same score whatever its neighbours (1e-5); bfloat16 and int8 are faster and move
+    a score by up to some thousandths, which calibration in the same arithmetic has seen.
     `doses` are the monitored medians, the first before any step; a base that starts undecided (`is_blind`) has no
     trained head for these labels, so that there is no certainty to unlearn and none to give a trigger away.
     """
@@ -166,6 +175,7 @@ class PsimGuard:
     classifier: Classifier
     threshold: float
     calibration: Calibration | None
+    scoring: Scoring = "float32"
     training: TuneResult | None = None
     doses: tuple[float, ...] = ()
 
@@ -174,13 +184,21 @@ class PsimGuard:
         """True if the untrained base was as undecided as PSIM is meant to become."""
         return bool(self.doses) and self.doses[0] <= BLIND_DOSE
 
+    @cached_property
+    def _scorer(self) -> Classifier:
+        return self.classifier.in_int8() if self.scoring == "int8" else self.classifier
+
+    def predict(self, texts: Sequence[str] | Encoded) -> Predictions:
+        """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
+        return self._scorer.predict(texts, precision="bfloat16" if self.scoring == "bfloat16" else "float32")
+
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the highest class probability of each text, `(N,) float64`; NaN if the model gives none."""
-        return self.classifier.predict(texts).certainty
+        return self.predict(texts).certainty
 
     def check(self, texts: Sequence[str]) -> list[Verdict]:
         """Return one verdict per text; a score that is not finite is refused."""
-        predictions = self.classifier.predict(texts)
+        predictions = self.predict(texts)
         return judge(predictions.certainty, predictions.is_truncated, self.threshold)
 
 
@@ -198,7 +216,7 @@ def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:
     return labels
 
 
-def _median_confidence(classifier: Classifier, texts: Any, precision: Precision) -> float:
+def _median_confidence(classifier: Classifier, texts: Encoded, precision: Precision) -> float:
     """Median over texts of (p_max - 1/C) / (1 - 1/C): 0 undecided, 1 certain."""
     probabilities = classifier.predict(texts, precision=precision).probabilities
     chance = 1.0 / probabilities.shape[1]

@@ -109,7 +109,7 @@ def tune(
         raise DataError(
             f"{corpus.name} has {len(corpus.label_names)} classes, the model {len(classifier.label_names)}."
         )
-    if classifier.is_merged or not classifier.trainable:
+    if classifier.is_for_scoring or not classifier.trainable:
         raise PlanError("This classifier was loaded or merged for scoring; train a new one from its base.")
     start = time.monotonic()
     run = _Run(classifier, corpus, settings, seed, objective)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from foretaste.errors import ModelError
+from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file, write_json
 from foretaste.record import Record
 from foretaste.victim.adapter import load_adapter
@@ -64,9 +64,11 @@ def save_classifier(
     trained model becomes a plain transformers directory with its tokenizer.
 
     Raises:
-        PlanError: the directory is somebody else's, or the disk refuses.
+        PlanError: the directory is somebody else's, the disk refuses, or the classifier is a copy in int8.
         ModelError: the trained weights are not finite (code `non_finite`).
     """
+    if classifier.is_int8:
+        raise PlanError("This classifier is a copy in int8, for scoring; save the one it was made from.")
     refuse_non_finite(classifier.module.state_dict(), "the trained model")
     strategy = {"name": classifier.strategy.name, **_fields(classifier.strategy)}
     canaries = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foretaste.victim.batch import Encoded, encode, pad, scoring_batches
+from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Lora, Strategy
 
@@ -92,7 +93,8 @@ class Classifier:
         logits = np.empty((count, len(self.label_names)), dtype=np.float32)
         features = np.empty((count, self.module.classifier.config.hidden_size), dtype=np.float32)
         was_training = self.module.training
-        self.module.eval()
+        if was_training:
+            self.module.eval()
         try:
             with torch.inference_mode(), autocast(device, precision):
                 for batch in scoring_batches(encoded.lengths, batch_size):
@@ -102,7 +104,8 @@ class Classifier:
                     if progress is not None:
                         progress(len(batch))
         finally:
-            self.module.train(was_training)
+            if was_training:  # walking all modules costs a millisecond, as much as a tenth of a short text
+                self.module.train()
         return Predictions(logits, features, encoded.is_truncated)
 
     def merge(self) -> Classifier:
@@ -114,10 +117,30 @@ class Classifier:
             cast(Any, self.module.model).merge_adapter()
         return self
 
+    def in_int8(self) -> Classifier:
+        """Return a copy that computes in 8-bit whole numbers, for scoring only; it shares all but the linear layers.
+
+        Three to four times as fast on processors with 8-bit dot products. Logits move by some hundredths, and by up
+        to some thousandths with batch and neighbours. The head stays in float32.
+        """
+        self.merge()
+        model = cast(Any, in_int8(self.module.model, self.module.classifier.base_model))
+        return replace(self, module=TextModule(model).eval())
+
+    @property
+    def is_for_scoring(self) -> bool:
+        """True after `merge` and of a copy in int8: such a model can neither be trained nor (in int8) saved."""
+        return self.is_merged or self.is_int8
+
     @property
     def is_merged(self) -> bool:
         """True after `merge`: the adapter no longer takes part in the forward pass, so it cannot be trained."""
         return any(isinstance(layer, BaseTunerLayer) and layer.merged for layer in self.module.modules())
+
+    @property
+    def is_int8(self) -> bool:
+        """True of a copy that computes in 8-bit whole numbers."""
+        return any(isinstance(layer, Int8Linear) for layer in self.module.modules())
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:

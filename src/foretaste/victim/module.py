@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foretaste.victim.family import Family, family_of
+from foretaste.victim.first_token import keep_first_token
 
 __all__ = ["Output", "TextModule"]
 
@@ -34,6 +35,8 @@ class TextModule(nn.Module):
         super().__init__()
         self.model = model
         self.family: Family = family_of(self.classifier.config.model_type)
+        if self.family.reads == "first":
+            keep_first_token(self.classifier.base_model.encoder)
 
     @property
     def classifier(self) -> Any:
@@ -54,7 +57,7 @@ class TextModule(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Classify right-padded token ids `(B, T) int64` under their mask `(B, T) int64`, 1 = real token."""
-        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H)
+        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H), of an encoder (B, 1, H)
         if self.family.reads == "first":
             features = hidden[:, 0]
         else:

@@ -6,16 +6,17 @@ encoder hidden size 64 or 128; alpha 16 is from the released code. Warm-up and t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from foretaste.spec import Registry, spec
 
 __all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy"]
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """Which parameters are trained, and how fast by default."""
 
@@ -27,6 +28,11 @@ class Strategy(Protocol):
 
     def peft_config(self, model_config: Any) -> PeftConfig | None:
         """Return the adapter's PEFT configuration for a model, or None when all its weights are trained."""
+
+
+def _names(value: Any) -> Any:
+    # `--set target_modules=query,value`
+    return tuple(value.split(",")) if isinstance(value, str) else value
 
 
 @spec
@@ -49,7 +55,7 @@ class Lora:
     rank: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    target_modules: tuple[str, ...] | None = None
+    target_modules: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
     def peft_config(self, model_config: Any) -> PeftConfig:
         return LoraConfig(
