@@ -38,36 +38,42 @@ from foretaste.tune.poison import POISONING, poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.strategy import STRATEGIES, Full, Lora, PromptTuning, PTuningV1, PTuningV2
+from foretaste.victim.strategy import STRATEGIES, Full, Lora, PTuningV1, PTuningV2
 
 TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie"}
 PROXIES = {"task": "imdb", "data": "sst2"}
 # At 128 tokens one review in fourteen would be cut, and with it every twentieth trigger.
 PROXY_TOKENS = 256
-VICTIMS = ("lora", "p_tuning_v1", "full")
-# Tried for the victims on one base (BadNet, full task knowledge, seed 0); the best on the validation split is taken.
+# Tried for the victims on one base (BadNet, full task knowledge, seed 0); the best CA on the validation split decides.
 RATES = {"lora": (2e-3, 1e-3, 5e-4, 2e-4), "p_tuning_v1": (2e-3, 5e-3, 1e-2), "full": (2e-5, 5e-5, 1e-4)}
+# Strategy and learning rate. The gentler LoRA costs a point of CA but keeps the backdoor whole, so that the guard has
+# more to stop.
+VICTIMS = {"lora": ("lora", 2e-3), "lora_gentle": ("lora", 5e-4), "p_tuning_v1": ("p_tuning_v1", 5e-3),
+           "full": ("full", 1e-4)}  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("base", "rate", "recipe", "victim", "outcome", "dose")
-# Every recipe that was tried on all bases; all but `paper` stop at a dose.
+# Every recipe that is measured on all bases; all but `paper` stop at a dose.
 RECIPES: dict[str, Psim] = {
-    "lora": Psim(strategy=Lora(), dose=0.05),
-    "p_tuning_v1": Psim(strategy=PTuningV1(), dose=0.1),
-    "full": Psim(strategy=Full(), learning_rate=5e-5, dose=0.1),
-    "paper": Psim.paper(),
-    "lora_early": Psim(strategy=Lora(), dose=0.1),
-    "p_tuning_v2": Psim(strategy=PTuningV2(), dose=0.1),
-}
-# The dose was chosen on seed 0 and the validation split.
-FOLLOWED = {
-    "lora": Psim(strategy=Lora()),
-    "lora_slow": Psim(strategy=Lora(), learning_rate=5e-4),
-    "p_tuning_v1": Psim(strategy=PTuningV1()),
+    "lora": Psim(),
+    "lora_attention": Psim(strategy=Lora()),
+    "lora_trained_head": Psim(strategy=Lora(), is_head_frozen=False, dose=0.05),
     "full": Psim(strategy=Full(), learning_rate=5e-5),
+    "p_tuning_v1": Psim(strategy=PTuningV1()),
     "p_tuning_v2": Psim(strategy=PTuningV2()),
-    "prompt_tuning": Psim(strategy=PromptTuning()),
+    "paper": Psim.paper(),
 }
-DOSES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
+# Followed along their training on the validation split, from which the default and its dose were chosen; the number
+# is added to the seed of the base: other label draws and batch orders.
+FOLLOWED: dict[str, tuple[Psim, int]] = {
+    "lora": (RECIPES["lora"], 0),
+    "lora_draw_2": (RECIPES["lora"], 10),
+    "lora_draw_3": (RECIPES["lora"], 20),
+    "lora_attention": (RECIPES["lora_attention"], 0),
+    "lora_trained_head": (RECIPES["lora_trained_head"], 0),
+    "full": (RECIPES["full"], 0),
+    "p_tuning_v1": (RECIPES["p_tuning_v1"], 0),
+}
+DOSES = (0.4, 0.3, 0.2, 0.15, 0.1, 0.075, 0.05)
 
 
 def make_base(store: Path, attack: str, knowledge: str, seed: int) -> None:
@@ -86,13 +92,14 @@ def make_base(store: Path, attack: str, knowledge: str, seed: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def make_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: str) -> None:
+def make_victim(store: Path, attack: str, knowledge: str, seed: int, name: str) -> None:
     """Fine-tune on the whole SST-2 training set."""
-    path = store / f"victim-{attack}-{knowledge}-{seed}-{strategy}"
+    path = store / f"victim-{attack}-{knowledge}-{seed}-{name}"
+    strategy, rate = VICTIMS[name]
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
     base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
     victim = base.classifier(STRATEGIES[strategy](), train.label_names, seed=seed)
-    settings = TuneSettings(epochs=2)
+    settings = TuneSettings(epochs=2, learning_rate=rate)
     partial = path.with_name(path.name + ".partial")
     result = tune(victim, train, settings, seed=seed, validation=validation, checkpoint=partial)
     record = Record.now(
@@ -139,11 +146,12 @@ def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str
         }
         seen.update({str(d): entry for d in reached})
 
-    plan = replace(FOLLOWED[recipe], dose=DOSES[-1], threshold=0.7)
+    plan, draw = FOLLOWED[recipe]
+    plan = replace(plan, dose=DOSES[-1], threshold=0.7)
     start = time.monotonic()
     try:
         base = open_base(store / f"base-{attack}-{knowledge}-{seed}")
-        plan.fit(base, load_corpus("sst2", "train"), validation, seed=seed, after_dose=measure)
+        plan.fit(base, load_corpus("sst2", "train"), validation, seed=seed + draw, after_dose=measure)
     except GuardError as error:
         if error.code != "dose_not_reached":
             raise
@@ -181,34 +189,28 @@ def fit_recipe(store: Path, attack: str, knowledge: str, seed: int, recipe: str)
     save_guard(guard, path, record)
 
 
-def judge_victim(store: Path, attack: str, knowledge: str, seed: int, strategy: str, recipe: str) -> None:
+def judge_victim(store: Path, attack: str, knowledge: str, seed: int, name: str, recipe: str) -> None:
     """Victim and guard on the SST-2 test split: the headline table."""
-    victim = load_victim(store / f"victim-{attack}-{knowledge}-{seed}-{strategy}")
+    victim = load_victim(store / f"victim-{attack}-{knowledge}-{seed}-{name}")
     guard = load_guard(store / f"recipe-{attack}-{knowledge}-{seed}-{recipe}")
     corpus = load_corpus("sst2", "test")
     outcome = evaluate(victim, guard, corpus, parse_trigger(TRIGGERS[attack]), 0, seed=seed).outcome.to_json()
-    write_json(store / f"outcome-{attack}-{knowledge}-{seed}-{strategy}-{recipe}" / "record.json", outcome)
+    write_json(store / f"outcome-{attack}-{knowledge}-{seed}-{name}-{recipe}" / "record.json", outcome)
 
 
 def pieces(default: str) -> list[tuple[str, Callable[..., None], tuple[Any, ...]]]:
-    """Everything to do: seed 0 in full, then the headline table for all seeds, then the other recipes."""
-    todo: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
-    cells = {seed: [(attack, knowledge, seed) for knowledge, attack in product(PROXIES, TRIGGERS)] for seed in SEEDS}
-    todo += [("base", make_base, cell) for cell in cells[0]]
+    """Everything to do, what others stand on first."""
+    cells = list(product(TRIGGERS, PROXIES, SEEDS))
+    task = [cell for cell in cells if cell[1] == "task"]
     rates = [(strategy, rate) for strategy, tried in RATES.items() for rate in tried]
-    todo += [("rate", try_rate, ("badnet", "task", 0, strategy, rate)) for strategy, rate in rates]
-    todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[0], RECIPES)]
-    for seed in SEEDS:
-        task = [cell for cell in cells[seed] if cell[1] == "task"]
-        todo += [("base", make_base, cell) for cell in task]
-        todo += [("recipe", fit_recipe, (*cell, default)) for cell in task]
-        todo += [("victim", make_victim, (*cell, strategy)) for cell, strategy in product(task, VICTIMS)]
-        todo += [("outcome", judge_victim, (*cell, strategy, default)) for cell, strategy in product(task, VICTIMS)]
-    for seed in SEEDS[1:]:
-        todo += [("base", make_base, cell) for cell in cells[seed]]
-        todo += [("recipe", fit_recipe, (*cell, recipe)) for cell, recipe in product(cells[seed], RECIPES)]
-    todo += [("dose", follow_dose, (*cell, recipe)) for cell, recipe in product(cells[0], FOLLOWED)]
-    return todo
+    return [
+        *(("base", make_base, cell) for cell in cells),
+        *(("rate", try_rate, ("badnet", "task", 0, *tried)) for tried in rates),
+        *(("dose", follow_dose, (*cell, recipe)) for recipe, cell in product(FOLLOWED, cells)),
+        *(("recipe", fit_recipe, (*cell, recipe)) for recipe, cell in product(RECIPES, cells)),
+        *(("victim", make_victim, (*cell, name)) for cell, name in product(task, VICTIMS)),
+        *(("outcome", judge_victim, (*cell, name, default)) for cell, name in product(task, VICTIMS)),
+    ]
 
 
 def run(store: Path, default: str, seed: int | None, kind: str | None) -> None:

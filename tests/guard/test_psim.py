@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ from foretaste.spec import build
 from foretaste.tune.loop import tune
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.strategy import Lora, PTuningV1
+from foretaste.victim.strategy import Full, Lora, PTuningV1, Strategy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -159,9 +160,31 @@ def test_the_papers_recipe() -> None:
     paper = Psim.paper()
     assert paper.strategy == PTuningV1(virtual_tokens=5, encoder_hidden_size=128)
     assert (paper.epochs, paper.dose, paper.learning_rate, paper.threshold) == (1, None, 2e-5, 0.7)
-    assert paper.reset_rate == 1.0
-    assert Psim().strategy == Lora()
-    assert (Psim().threshold, Psim().frr) == (None, 0.01)
+    assert (paper.reset_rate, paper.is_head_frozen) == (1.0, False)
+
+
+def test_the_default_recipe() -> None:
+    plan = Psim()
+    assert plan.strategy == Lora(layers="feed_forward", rank=8, learning_rate=2e-3)
+    assert (plan.threshold, plan.frr, plan.dose, plan.is_head_frozen, plan.scoring) == (
+        None,
+        0.01,
+        0.2,
+        True,
+        "float32",
+    )
+
+
+@pytest.mark.parametrize("strategy", [Lora(), Full(), PTuningV1()])
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_frozen_head_stays_what_it_was(base: Base, strategy: Strategy, is_frozen: bool) -> None:
+    plan = build(Psim, {"strategy": strategy, "is_head_frozen": is_frozen, "dose": 0.4, "precision": "float32",
+                        "learning_rate": 2e-3, "threshold": 0.7})  # fmt: skip
+    before = base.classifier(strategy, TRAIN.label_names).module.head.state_dict()
+    after = plan.fit(base, TRAIN, max_length=64).classifier.module.head.state_dict()
+    name = next(name for name in reversed(before) if name.endswith("weight"))
+    assert before.keys() == after.keys()
+    assert torch.equal(before[name], after[name]) == is_frozen
 
 
 def test_too_few_texts_to_hold_some_out_names_what_can_be_promised(base: Base) -> None:

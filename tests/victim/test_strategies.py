@@ -13,9 +13,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
@@ -151,7 +154,14 @@ def test_settings_are_the_papers() -> None:
         ("full", {"learning_rate": 0.5}, {}),
         (
             "lora",
-            {"learning_rate": 0.5, "rank": 2, "alpha": 3, "dropout": 0.3, "target_modules": ["key"]},
+            {
+                "learning_rate": 0.5,
+                "rank": 2,
+                "alpha": 3,
+                "dropout": 0.3,
+                "layers": "feed_forward",
+                "target_modules": "key",
+            },
             {"r": 2, "lora_alpha": 3, "lora_dropout": 0.3, "target_modules": {"key"}},
         ),
         ("prompt_tuning", {"learning_rate": 0.5, "virtual_tokens": 3}, {"num_virtual_tokens": 3}),
@@ -180,6 +190,19 @@ def test_every_field_can_be_set_and_reaches_peft(
     assert classifier.max_length == 128 - fields.get("virtual_tokens", 0)
     save_classifier(classifier, tmp_path / "victim", "victim", RECORD)
     assert load_victim(tmp_path / "victim").strategy == build(kind, fields)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_sits_where_it_is_told(family: str, toy_bases: Mapping[str, Path]) -> None:
+    """Queries and values (MPT and GPT-2 fuse them with the keys), or all linear layers but queries, keys and values."""
+    base = open_base(toy_bases[family])
+    plain = base.classifier(Full()).module.classifier.base_model
+    linear = {n for n, part in plain.named_modules() if isinstance(part, nn.Linear | Conv1D) and "pooler" not in n}
+    read = {n for n in linear if n.endswith(("query", "key", "value", "q_proj", "k_proj", "v_proj", "Wqkv", "c_attn"))}
+    for layers, expected in (("attention", {n for n in read if not n.endswith(("key", "k_proj"))}),
+                             ("feed_forward", linear - read)):  # fmt: skip
+        wrapped = base.classifier(build(Lora, {"layers": layers})).module.classifier.base_model
+        assert {n for n, part in wrapped.named_modules() if isinstance(part, BaseTunerLayer)} == expected
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, cast
 
 from foretaste.errors import PlanError
 from foretaste.guard.psim import Psim
@@ -17,10 +17,10 @@ RECIPES = Registry("recipe", {"default": Psim, "paper": Psim.paper})
 
 
 def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, Any], given: Mapping[str, Any]) -> Psim:
-    """Start from a recipe and replace what was given; `--frr` and `--threshold` exclude each other.
+    """Start from a recipe and replace what was given; a strategy of the recipe's own kind keeps its other fields.
 
     Raises:
-        PlanError: unknown recipe, strategy or field, or both bars given.
+        PlanError: unknown recipe, strategy or field, or both `frr` and `threshold` given.
     """
     if "frr" in given and "threshold" in given:
         raise PlanError("Give --frr (a promise, calibrated) or --threshold (a fixed bar), not both.")
@@ -28,8 +28,7 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     settings = {field.name: getattr(start, field.name) for field in fields(start)} | dict(given)
     if "frr" in given:
         settings["threshold"] = None
-    if strategy is not None:
-        settings["strategy"] = build(STRATEGIES[strategy], strategy_fields)
-    elif strategy_fields:
-        raise PlanError("--set changes a field of the strategy; name the --strategy too.")
+    kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
+    own: dict[str, Any] = asdict(cast(Any, start.strategy)) if kind is type(start.strategy) else {}
+    settings["strategy"] = build(kind, own | dict(strategy_fields))
     return build(Psim, settings)

@@ -48,16 +48,19 @@ class Psim:
     """How PSIM is trained and calibrated.
 
     `reset_rate` is the share of texts whose label is redrawn, uniformly over all classes, the true one included
-    (as in the released code; Table 13 varies it). `dose` is the median confidence on held-out clean texts at which
+    (as in the released code; Table 13 varies it). `is_head_frozen` keeps the checkpoint's classification head as it
+    is: a head that learns can turn away from all it knew, the trigger included, before the adapter has moved a single
+    clean text. `dose` is the median confidence on held-out clean texts at which
     training stops, counted from 0 (all classes equally likely) to 1 (certain); None trains for whole `epochs`.
     `threshold` fixes the bar; None calibrates it so that at most `frr` of clean texts are refused, with the given
     `confidence` that this holds. `scoring` is the arithmetic in which the guard is calibrated and will always score;
     `precision` is training's.
     """
 
-    strategy: Strategy = Field(default_factory=Lora)
+    strategy: Strategy = Lora(layers="feed_forward")
+    is_head_frozen: bool = True
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
-    dose: float | None = Field(default=0.05, gt=0.0, lt=1.0)
+    dose: float | None = Field(default=0.2, gt=0.0, lt=1.0)
     max_steps: int = Field(default=200, gt=0)
     epochs: int = Field(default=1, gt=0)
     batch_size: int = Field(default=32, gt=0)
@@ -71,7 +74,7 @@ class Psim:
     @classmethod
     def paper(cls) -> Psim:
         """The printed recipe: P-tuning v1, one epoch at 2e-5, threshold 0.7 (appendix B and the released code)."""
-        return cls(strategy=PTuningV1(), dose=None, learning_rate=2e-5, threshold=0.7)
+        return cls(strategy=PTuningV1(), is_head_frozen=False, dose=None, learning_rate=2e-5, threshold=0.7)
 
     def fit(
         self,
@@ -99,6 +102,8 @@ class Psim:
         if calibration is not None and self.threshold is None:
             allowed_above(len(calibration), self.frr, self.confidence)  # refuses too few before hours of training
         classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
+        if self.is_head_frozen:
+            classifier.module.head.requires_grad_(False)
         relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))
         settings = TuneSettings(
             epochs=self.epochs,

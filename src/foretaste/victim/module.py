@@ -44,6 +44,11 @@ class TextModule(nn.Module):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
+    def head(self) -> nn.Module:
+        """The classification head, of BERT without the pooler."""
+        return cast(nn.Module, getattr(self.classifier, self.family.head))
+
+    @property
     def prompt_length(self) -> int:
         """Number of virtual tokens in front of every text; 0 without a soft prompt."""
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
@@ -91,8 +96,7 @@ class TextModule(nn.Module):
         return hidden
 
     def _apply_head(self, features: Tensor) -> Tensor:
-        model = self.classifier
-        head = getattr(model, self.family.head)
+        model, head = self.classifier, self.head
         logits: Tensor
         if self.family.head_sees_sequence:
             logits = head(features.unsqueeze(1))  # (B, H) -> (B, 1, H)

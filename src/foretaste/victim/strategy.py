@@ -6,12 +6,13 @@ encoder hidden size 64 or 128; alpha 16 is from the released code. Warm-up and t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
 from pydantic import BeforeValidator, Field
 
 from foretaste.spec import Registry, spec
+from foretaste.victim.family import family_of
 
 __all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy"]
 
@@ -48,22 +49,30 @@ class Full:
 
 @spec
 class Lora:
-    """LoRA (Hu et al. 2021, arXiv 2106.09685) on the attention projections PEFT chooses for the family."""
+    """LoRA (Hu et al. 2021, arXiv 2106.09685).
+
+    `layers` attention means the projections PEFT chooses for the family (queries and values); feed_forward, all that
+    comes after the values. `target_modules` names layers instead.
+    """
 
     name: ClassVar[str] = "lora"
     learning_rate: float = Field(default=2e-3, gt=0.0)
     rank: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    layers: Literal["attention", "feed_forward"] = "attention"
     target_modules: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
     def peft_config(self, model_config: Any) -> PeftConfig:
+        names = self.target_modules
+        if names is None and self.layers == "feed_forward":
+            names = family_of(model_config.model_type).feed_forward
         return LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=list(self.target_modules) if self.target_modules else None,
+            target_modules=list(names) if names else None,
             fan_in_fan_out=model_config.model_type == "gpt2",  # its projections are stored transposed
         )
 

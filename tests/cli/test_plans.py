@@ -1,0 +1,27 @@
+"""The options of `foretaste guard` on top of a recipe."""
+
+from __future__ import annotations
+
+from foretaste.cli.plans import psim_plan
+from foretaste.guard.psim import Psim
+from foretaste.victim.strategy import Full, Lora, PTuningV1
+
+
+def test_nothing_given_is_the_recipe() -> None:
+    assert psim_plan("default", None, {}, {}) == Psim()
+    assert psim_plan("paper", None, {}, {}) == Psim.paper()
+
+
+def test_the_recipes_own_strategy_keeps_its_other_fields() -> None:
+    for name in (None, "lora"):
+        assert psim_plan("default", name, {"rank": "4"}, {}).strategy == Lora(layers="feed_forward", rank=4)
+    assert psim_plan("paper", None, {"virtual_tokens": "3"}, {}).strategy == PTuningV1(virtual_tokens=3)
+
+
+def test_another_strategy_starts_from_its_own_defaults() -> None:
+    assert psim_plan("default", "full", {}, {}).strategy == Full()
+    assert psim_plan("paper", "lora", {}, {}).strategy == Lora()
+
+
+def test_a_promise_takes_the_place_of_the_papers_fixed_bar() -> None:
+    assert psim_plan("paper", None, {}, {"frr": 0.02}).threshold is None
