@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from psim_study import DOSES, FOLLOWED, PROXIES, RECIPES, SEEDS, TRIGGERS, VICTIMS
+from psim_study import DOSES, FOLLOWED, PROXIES, RATES, RECIPES, SEEDS, TRIGGERS, VICTIMS
 
+LOST = 0.02
 ATTACKS = {"badnet": "BadNet", "insent": "InSent"}
 # Zhao et al. 2024, table 1 (SST-2, full task knowledge, BERT-large), in per cent:
 # CA and ASR of the attacked victim, CA and ASR with PSIM.
@@ -32,8 +33,8 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--default", default="lora", choices=RECIPES)
     arguments = parser.parse_args()
-    parts = [bases(arguments.store), doses(arguments.store), recipes(arguments.store)]
-    parts.append(victims(arguments.store, arguments.default))
+    store = arguments.store
+    parts = [bases(store), doses(store), recipes(store), int8(store), rates(store), victims(store, arguments.default)]
     sys.stdout.write("\n\n".join(parts) + "\n")
 
 
@@ -49,7 +50,7 @@ def bases(store: Path) -> str:
 
 
 def doses(store: Path) -> str:
-    """AUROC and FAR at 1 % FRR at the first step below each dose: the worst of the four bases of seed 0."""
+    """FAR at 1 % FRR on the worst base, at the first step below each dose; how many bases were lost; the margin."""
     rows = []
     for recipe in FOLLOWED:
         found = [r for a in TRIGGERS for k in PROXIES for r in _records(store, "dose", a, k, recipe)]
@@ -57,9 +58,10 @@ def doses(store: Path) -> str:
         for dose in DOSES:
             at = [r["doses"][str(dose)] for r in found if str(dose) in r["doses"]]
             if at:
-                worst = min(at, key=lambda entry: (-entry["far_at_1"], entry["auroc"]))
-                steps = f"{min(e['step'] for e in at)}-{max(e['step'] for e in at)}"
-                cells.append(f"{worst['auroc']:.3f}, {worst['far_at_1']:.1%} (steps {steps})")
+                lost = sum(entry["far_at_1"] > LOST for entry in at)
+                margin = min(entry["triggered_5"] - entry["clean_99"] for entry in at)
+                worst = max(entry["far_at_1"] for entry in at)
+                cells.append(f"{lost} of {len(at)} lost, {worst:.0%}, {margin:+.2f}")
             else:
                 cells.append("not reached")
         rows.append([recipe, str(len(found)), *cells])
@@ -78,20 +80,45 @@ def recipes(store: Path) -> str:
     return _table(head, rows)
 
 
+def int8(store: Path) -> str:
+    """The same guards calibrated and scored in int8."""
+    rows = []
+    for recipe in RECIPES:
+        found = [r["outcome"] for a in TRIGGERS for k in PROXIES for r in _records(store, "recipe", a, k, recipe)]
+        swift = [r["int8"] for r in found if "int8" in r]
+        if swift:
+            cells = [_spread(swift, key, percent=key != "auroc") for key in ("auroc", "far_at_1", "frr", "far")]
+            rows.append([recipe, str(len(swift)), *cells])
+    return _table(["recipe, int8", "bases", "AUROC", "FAR at 1 % FRR", "FRR", "FAR"], rows)
+
+
+def rates(store: Path) -> str:
+    """The victims' learning rates that were tried, on the validation split."""
+    rows = []
+    for strategy, tried in RATES.items():
+        for rate in tried:
+            path = store / f"rate-badnet-task-0-{strategy}-{rate}" / "record.json"
+            if path.exists():
+                found = [json.loads(path.read_text(encoding="utf-8"))]
+                cells = [f"{100 * found[0][key]:.1f}" for key in ("clean_accuracy", "attack_success_rate")]
+                rows.append([strategy, f"{rate:g}", *cells])
+    return _table(["strategy", "learning rate", "validation CA", "validation ASR"], rows)
+
+
 def victims(store: Path, recipe: str) -> str:
     """The headline: victims on the whole SST-2 training set, guarded by the default recipe, beside the paper."""
     rows = []
     for attack in TRIGGERS:
-        for strategy in VICTIMS:
-            found = _records(store, "outcome", attack, "task", f"{strategy}-{recipe}")
+        for name, (strategy, rate) in VICTIMS.items():
+            found = _records(store, "outcome", attack, "task", f"{name}-{recipe}")
             guarded = [r["guarded"] for r in found]
             before = [_spread(found, key) for key in ("clean_accuracy", "attack_success_rate")]
             keys = ("clean_accuracy", "attack_success_rate", "false_rejection_rate", "false_acceptance_rate")
             after = [_spread(guarded, key) for key in keys] + [_spread(guarded, "auroc", percent=False)]
-            rows.append([ATTACKS[attack], strategy, str(len(found)), *before, *after])
+            rows.append([ATTACKS[attack], f"{strategy}, {rate:g}", str(len(found)), *before, *after])
             printed = [f"{value:.1f}" for value in PAPER[attack, strategy]]
-            rows.append(["", "paper, BERT-large", "", *printed, "", "", ""])
-    head = ["attack", "strategy", "seeds", "CA", "ASR", "guarded CA", "guarded ASR", "FRR", "FAR", "AUROC"]
+            rows.append(["", f"{strategy}, paper, BERT-large", "", *printed, "", "", ""])
+    head = ["attack", "victim", "seeds", "CA", "ASR", "guarded CA", "guarded ASR", "FRR", "FAR", "AUROC"]
     return _table(head, rows)
 
 

@@ -4,9 +4,10 @@ One more adapter is trained on the suspect weights with labels drawn at random. 
 trigger, which the weights remember, leaves it certain. Score = highest class probability, not rounded (the released
 code rounds to three decimals and loses scores of exactly 0.700).
 
-Where we differ from the paper, and why (docs/psim.md has the figures): training stops at a dose, read off held-out
-clean texts, instead of after an epoch, because longer training forgets the trigger too; the threshold is calibrated
-on clean texts, because a fixed 0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
+Where we differ from the paper, and why (docs/psim.md has the figures): the classification head stays as it is, because
+a head that learns forgets the trigger first; training stops at a dose, read off held-out clean texts, instead of after
+an epoch, because longer training forgets the trigger too; the threshold is calibrated on clean texts, because a fixed
+0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
 """
 
 from __future__ import annotations
