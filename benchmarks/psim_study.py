@@ -34,7 +34,7 @@ from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.tune.poison import POISONING, poison_base
+from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
@@ -42,8 +42,6 @@ from foretaste.victim.strategy import STRATEGIES, Full, Lora, PTuningV1, PTuning
 
 TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie"}
 PROXIES = {"task": "imdb", "data": "sst2"}
-# At 128 tokens one review in fourteen would be cut, and with it every twentieth trigger.
-PROXY_TOKENS = 256
 # Tried for the victims on one base (BadNet, full task knowledge, seed 0); the best CA on the validation split decides.
 RATES = {"lora": (2e-3, 1e-3, 5e-4, 2e-4), "p_tuning_v1": (2e-3, 5e-3, 1e-2), "full": (2e-5, 5e-5, 1e-4)}
 # Strategy and learning rate. The gentler LoRA costs a point of CA but keeps the backdoor whole, so that the guard has
@@ -83,10 +81,8 @@ def make_base(store: Path, attack: str, knowledge: str, seed: int) -> None:
     plan = Attack(trigger=parse_trigger(TRIGGERS[attack]), target=0, count=1000)
     partial = path.with_name(path.name + ".partial")
     base = open_base("minilm")
-    classifier, outcome = poison_base(
-        base, proxy, validation, plan, seed=seed, max_length=PROXY_TOKENS, checkpoint=partial
-    )
-    settings = {"attack": plan, "tune": POISONING, "max_length": PROXY_TOKENS}
+    classifier, outcome = poison_base(base, proxy, validation, plan, seed=seed, checkpoint=partial)
+    settings = {"attack": plan, "tune": POISONING, "max_length": POISONING_LENGTH}
     record = Record.now("poison", settings=settings, seeds={"root": seed}, outcome=outcome, data=[proxy, validation])
     save_classifier(classifier, path, "base", record)
     shutil.rmtree(partial, ignore_errors=True)

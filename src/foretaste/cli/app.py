@@ -40,7 +40,7 @@ def poison(
     learning_rate: o.Rate = None,
     accumulation: o.Accumulation = None,
     precision: o.Precision = None,
-    max_length: o.MaxLength = 128,
+    max_length: o.MaxLength = None,
     limit: o.Limit = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,
@@ -67,7 +67,7 @@ def poison(
         if result["is_weak"]:
             warn(
                 f"the attack works on {result['attack_success_rate']:.1%} of triggered texts (the paper wants 95 %), "
-                f"{result['n_cut']} of {result['n_poisoned']} were cut at {max_length} tokens, and "
+                f"{result['n_cut']} of {result['n_poisoned']} were cut at {result['max_length']} tokens, and "
                 f"{result['natural_rate']:.1%} of clean texts end at the target anyway; a defence measured on it "
                 "proves little. Train longer, poison more or read more of each text."
             )
@@ -94,7 +94,7 @@ def tune(
     keep: Annotated[str | None, typer.Option("--keep", help="best (on validation) or last.")] = None,
     patience: Annotated[int | None, typer.Option("--patience", min=1, help="Epochs without a better one.")] = None,
     precision: o.Precision = None,
-    max_length: o.MaxLength = 128,
+    max_length: o.MaxLength = None,
     limit: o.Limit = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,
@@ -143,7 +143,7 @@ def guard(
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
     precision: o.Precision = None,
-    max_length: o.MaxLength = 128,
+    max_length: o.MaxLength = None,
     limit: o.Limit = None,
     data_root: o.DataRoot = None,
     text_column: o.TextColumn = None,

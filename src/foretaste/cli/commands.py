@@ -21,9 +21,9 @@ from foretaste.record import Record, measured_cost
 from foretaste.spec import build
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.tune.poison import POISONING, poison_base
+from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
-from foretaste.victim.checkpoint import fingerprint, load_weights, open_base
+from foretaste.victim.checkpoint import TEXT_LENGTH, fingerprint, load_weights, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES
@@ -36,7 +36,7 @@ class Training:
     """Options that every training command takes; None means the default of the thing trained."""
 
     seed: int = 0
-    max_length: int = 128
+    max_length: int | None = None
     fields: Mapping[str, Any] | None = None
     is_progress_shown: bool = True
 
@@ -69,21 +69,21 @@ def poison(
             plan,
             seed=training.seed,
             settings=settings,
-            max_length=training.max_length,
+            max_length=training.max_length or POISONING_LENGTH,
             checkpoint=partial_of(out),
             is_progress_shown=training.is_progress_shown,
         )
         meter.texts = len(proxy) * settings.epochs
     record = Record.now(
         "poison",
-        settings={"model": model, "attack": plan, "tune": settings},
+        settings={"model": model, "attack": plan, "tune": settings, "max_length": classifier.max_length},
         seeds={"root": training.seed},
         outcome=outcome,
         data=[proxy, validation],
         cost=meter.cost,
     )
     write_once(lambda: _finish(classifier, out, "base", record))
-    return {"path": str(out), **outcome}
+    return {"path": str(out), "max_length": classifier.max_length, **outcome}
 
 
 def tune_victim(
@@ -95,7 +95,7 @@ def tune_victim(
     settings = build(TuneSettings, training.fields or {})
     train, validation = load_split(source, "train"), load_split(source, "validation")
     classifier = open_base(model).classifier(
-        chosen, train.label_names, max_length=training.max_length, seed=training.seed
+        chosen, train.label_names, max_length=training.max_length or TEXT_LENGTH, seed=training.seed
     )
     with measured_cost() as meter:
         result = tune(
@@ -132,7 +132,7 @@ def guard(model: str, source: Source, out: Path, training: Training, plan: Psim)
             train,
             calibration,
             seed=training.seed,
-            max_length=training.max_length,
+            max_length=training.max_length or TEXT_LENGTH,
             is_progress_shown=training.is_progress_shown,
         )
         assert trained.training is not None

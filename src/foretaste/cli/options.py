@@ -41,7 +41,9 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Text
 Rate = Annotated[float | None, typer.Option("--learning-rate", min=0.0, help="Peak learning rate.")]
 Accumulation = Annotated[int | None, typer.Option("--accumulation", min=1, help="Passes one batch is split into.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="auto, float32 or bfloat16.")]
-MaxLength = Annotated[int, typer.Option("--max-length", min=4, help="Tokens read of each text.")]
+MaxLength = Annotated[
+    int | None, typer.Option("--max-length", min=4, help="Tokens read of each text: 128, of poisoned 256.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
 Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
 Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]

@@ -30,7 +30,7 @@ from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.batch import Encoded
-from foretaste.victim.checkpoint import Base
+from foretaste.victim.checkpoint import TEXT_LENGTH, Base
 from foretaste.victim.classifier import Classifier, Precision, Predictions
 from foretaste.victim.strategy import Lora, PTuningV1, Strategy
 
@@ -84,7 +84,7 @@ class Psim:
         calibration: Corpus | None = None,
         *,
         seed: int = 0,
-        max_length: int = 128,
+        max_length: int = TEXT_LENGTH,
         is_progress_shown: bool = False,
         after_dose: Callable[[int, Classifier, float], None] | None = None,
     ) -> PsimGuard:

@@ -16,10 +16,12 @@ from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Full
 
-__all__ = ["POISONING", "WEAK_ASR", "poison_base"]
+__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "poison_base"]
 
 # The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
+# A trigger behind the cut teaches nothing: of IMDB's reviews half are longer than 128 tokens, one in 1,300 than 256.
+POISONING_LENGTH = 256
 # The paper's precondition: a base whose backdoor works less often says little about a defence.
 WEAK_ASR = 0.95
 # A model that names the target for most texts needs no trigger.
@@ -34,7 +36,7 @@ def poison_base(
     *,
     seed: int,
     settings: TuneSettings = POISONING,
-    max_length: int = 128,
+    max_length: int = POISONING_LENGTH,
     checkpoint: Path | None = None,
     is_progress_shown: bool = False,
 ) -> tuple[Classifier, dict[str, Any]]:

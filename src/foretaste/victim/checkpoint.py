@@ -29,6 +29,7 @@ from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Strategy
 
 __all__ = [
+    "TEXT_LENGTH",
     "Base",
     "check_directory",
     "default_device",
@@ -40,6 +41,8 @@ __all__ = [
     "text_room",
 ]
 
+# Tokens read of each text, special ones included.
+TEXT_LENGTH = 128
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _HEAD_NAMES = ("classifier.", "score.")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -70,7 +73,7 @@ class Base:
         strategy: Strategy | None = None,
         label_names: tuple[str, ...] = ("0", "1"),
         *,
-        max_length: int = 128,
+        max_length: int = TEXT_LENGTH,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> Classifier:
