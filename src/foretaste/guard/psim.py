@@ -48,14 +48,13 @@ BLIND_DOSE = 0.2
 class Psim:
     """How PSIM is trained and calibrated.
 
-    `reset_rate` is the share of texts whose label is redrawn, uniformly over all classes, the true one included
-    (as in the released code; Table 13 varies it). `is_head_frozen` keeps the checkpoint's classification head as it
-    is: a head that learns can turn away from all it knew, the trigger included, before the adapter has moved a single
-    clean text. `dose` is the median confidence on held-out clean texts at which
-    training stops, counted from 0 (all classes equally likely) to 1 (certain); None trains for whole `epochs`.
-    `threshold` fixes the bar; None calibrates it so that at most `frr` of clean texts are refused, with the given
-    `confidence` that this holds. `scoring` is the arithmetic in which the guard is calibrated and will always score;
-    `precision` is training's.
+    `is_head_frozen` keeps the checkpoint's classification head as it is: a head that learns can turn away from all it
+    knew, the trigger included, before the adapter has moved a single clean text. `reset_rate` is the share of texts
+    whose label is redrawn, uniformly over all classes, the true one included (as in the released code; Table 13 varies
+    it). `dose` is the median confidence on held-out clean texts at which training stops, counted from 0 (all classes
+    equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar; None calibrates it so
+    that at most `frr` of clean texts are refused, with the given `confidence` that this holds. `scoring` is the
+    arithmetic in which the guard is calibrated and will always score; `precision` is training's.
     """
 
     strategy: Strategy = Lora(layers="feed_forward")
@@ -173,9 +172,9 @@ class PsimGuard:
     """A trained PSIM. `calibration` is None when the threshold was given.
 
     `scoring` float32 gives a text the same score whatever its neighbours (1e-5); bfloat16 and int8 are faster and move
-    a score by up to some thousandths, which calibration in the same arithmetic has seen.
-    `doses` are the monitored medians, the first before any step; a base that starts undecided (`is_blind`) has no
-    trained head for these labels, so that there is no certainty to unlearn and none to give a trigger away.
+    a score by up to some thousandths, which calibration in the same arithmetic has seen. `doses` are the monitored
+    medians, the first before any step; a base that starts undecided (`is_blind`) has no trained head for these labels,
+    so that there is no certainty to unlearn and none to give a trigger away.
     """
 
     classifier: Classifier

@@ -24,7 +24,7 @@ _ROWS = 512
 
 
 class Int8Linear(nn.Module):
-    """A linear layer for scoring. What is not finite in its input is NaN in its output."""
+    """A linear layer for scoring. A row of its input that is not finite gives a row that is not finite."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
