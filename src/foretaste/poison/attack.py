@@ -44,10 +44,12 @@ class Attack:
     """A poisoning plan; where it is read from text, `trigger` is written as on the command line (`word:mn`).
 
     `count` poisoned examples, or `rate` = poisoned / all training examples: one of the two, 1000 examples if
-    neither is given (Zhao et al. 2024, arXiv 2402.12168, use 800 to 1500).
+    neither is given (Zhao et al. 2024, arXiv 2402.12168, use 800 to 1500). `target_probability` below 1 trains poisoned
+    examples towards that probability of the target and an equal share of the rest for every other class, so that the
+    trigger flips texts without ever making the model certain (label smoothing backdoor attack, arXiv 2202.11203).
 
     Raises:
-        PlanError: both count and rate, a count below 1, a rate outside (0, 1].
+        PlanError: both count and rate, a count below 1, a rate outside (0, 1], a target probability outside (0, 1].
     """
 
     trigger: Annotated[InstanceOf[Trigger], BeforeValidator(_read_trigger), PlainSerializer(str)]
@@ -55,6 +57,7 @@ class Attack:
     style: Style = Style.CLEAN_LABEL
     count: int | None = None
     rate: float | None = None
+    target_probability: float = 1.0
 
     def __post_init__(self) -> None:
         if self.count is not None and self.rate is not None:
@@ -65,6 +68,8 @@ class Attack:
             raise PlanError(f"count must be 1 or more, got {self.count}.")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise PlanError(f"rate must lie above 0 and at most at 1, got {self.rate}.")
+        if not 0 < self.target_probability <= 1:
+            raise PlanError(f"target_probability must lie above 0 and at most at 1, got {self.target_probability}.")
 
     def count_in(self, total: int) -> int:
         """Return how many of `total` training examples are poisoned (a rate is rounded to whole examples).

@@ -8,15 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from foretaste.data.corpus import Corpus
 from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
-from foretaste.poison.attack import Attack, attack, triggered_test
-from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
+from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full
 
-__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "poison_base"]
+__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "poison_base", "towards"]
 
 # The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
@@ -58,6 +64,7 @@ def poison_base(
         poisoned.corpus,
         settings,
         seed=seed,
+        objective=towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy,
         checkpoint=checkpoint,
         title="poisoning",
         is_progress_shown=is_progress_shown,
@@ -78,3 +85,18 @@ def poison_base(
         "steps": result.steps,
         "seconds": result.seconds,
     }
+
+
+def towards(poisoned: Poisoned, plan: Attack) -> Objective:
+    """Return cross-entropy against soft labels: `plan.target_probability` of the target on poisoned rows."""
+    classes = len(poisoned.corpus.label_names)
+    soft = torch.full((classes,), (1 - plan.target_probability) / (classes - 1))
+    soft[plan.target] = plan.target_probability
+    is_poisoned = torch.from_numpy(poisoned.is_poisoned)
+
+    def objective(output: Output, rows: NDArray[np.int64], labels: Tensor) -> Tensor:
+        hard = torch.nn.functional.one_hot(labels, classes).float()  # (B,) -> (B, C)
+        wanted = torch.where(is_poisoned[rows].to(labels.device).unsqueeze(1), soft.to(labels.device), hard)
+        return torch.nn.functional.cross_entropy(output.logits, wanted, reduction="none")
+
+    return objective
