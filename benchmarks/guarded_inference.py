@@ -123,7 +123,7 @@ def _train(store: Path, source: Source) -> dict[str, Any]:
     base = store / "base"
     if not base.exists():
         few = replace(source, limit=2500)
-        commands.poison("minilm", few, "word:mn", base, commands.Training(fields={"epochs": 1}), count=600)
+        commands.poison("minilm", few, "word:mn", base, commands.Training(fields={"epochs": 1}), {"count": 600})
     if not (store / "victim").exists():
         commands.tune_victim(str(base), source, "lora", store / "victim", training, strategy_fields={})
     for name, plan in (("guard", Psim(scoring="float32")), ("guard-int8", Psim(scoring="int8"))):

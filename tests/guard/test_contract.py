@@ -32,6 +32,7 @@ SHORT: dict[str, Any] = {"dose": None, "learning_rate": 5e-3, "threshold": 0.55,
 PLANS = {
     **{name: Psim(strategy=build(STRATEGIES[name], {}), **SHORT) for name in STRATEGIES},
     **{scoring: Psim(scoring=scoring, **SHORT) for scoring in ("bfloat16", "int8")},
+    **{view: Psim(view=view, frr=0.2, **SHORT | {"threshold": None}) for view in ("distance", "both")},
 }
 
 
@@ -50,7 +51,7 @@ def plan(request: pytest.FixtureRequest) -> Psim:
 @pytest.fixture(scope="module")
 def tolerance(plan: Psim) -> float:
     """How much of a score may hang on its neighbours."""
-    return TOLERANCE if plan.scoring == "float32" else ROUGH_TOLERANCE
+    return TOLERANCE if plan.scoring == "float32" and plan.view == "confidence" else ROUGH_TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_batch_size_does_not_matter(
     guard: PsimGuard, together: NDArray[np.float64], batch_size: int, tolerance: float
 ) -> None:
     # Of the float32 model, from which the other arithmetics differ by little more than from themselves.
-    scores = guard.classifier.predict(TEXTS, batch_size=batch_size).certainty
+    scores = guard.judge(guard.classifier.predict(TEXTS, batch_size=batch_size))
     np.testing.assert_allclose(scores, together, rtol=0, atol=tolerance)
 
 

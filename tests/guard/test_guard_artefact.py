@@ -30,7 +30,7 @@ TEXTS = (*toy_corpus("test").texts[:20], "", "good", "bad " * 200)
 RECORD = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
 MISSING = object()
 SOUND = {"threshold": 0.7, "n": 872, "allowed_above": 3, "frr": 0.01, "confidence": 0.95}
-ENTRY = {"method": "psim", "scoring": "float32", "threshold": 0.7, "calibration": SOUND}
+ENTRY = {"method": "psim", "scoring": "float32", "view": "confidence", "threshold": 0.7, "calibration": SOUND}
 
 
 @pytest.fixture
@@ -135,20 +135,12 @@ def test_a_calibration_that_contradicts_itself_is_refused(change: dict[str, Any]
 
 def test_a_promise_on_too_few_texts_is_refused() -> None:
     with pytest.raises(GuardError) as caught:
-        read_bar(
-            {
-                "method": "psim",
-                "scoring": "int8",
-                "threshold": 0.7,
-                "calibration": SOUND | {"n": 5, "allowed_above": 0},
-            },
-            "x",
-        )
+        read_bar(ENTRY | {"calibration": SOUND | {"n": 5, "allowed_above": 0}}, "x")
     assert caught.value.code == "too_few_calibration_texts"
 
 
 def test_a_sound_calibration_is_taken() -> None:
-    threshold, calibration, scoring = read_bar(ENTRY | {"scoring": "int8"}, "somewhere")
+    threshold, calibration, scoring, _ = read_bar(ENTRY | {"scoring": "int8"}, "somewhere")
     assert (threshold, scoring) == (0.7, "int8")
     assert calibration == Calibration(0.7, 872, 3, 0.01, 0.95)
 

@@ -35,6 +35,7 @@ def poison(
     count: Annotated[int | None, typer.Option("--count", min=1, help="Poisoned examples (default 1000).")] = None,
     rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
     style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
+    target_probability: Annotated[float, typer.Option(help="Below 1: smoothed labels, a trigger that hides.")] = 1.0,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -61,9 +62,9 @@ def poison(
         )
         training = commands.Training(seed=seed, max_length=max_length, fields=fields)
         source = _source(data, data_root, text_column, label_column, limit, seed)
-        result = commands.poison(
-            model, source, trigger, out, training, target=target, count=count, rate=rate, style=style
-        )
+        attack = {"target": target, "count": count, "rate": rate, "style": style}
+        attack["target_probability"] = target_probability
+        result = commands.poison(model, source, trigger, out, training, attack)
         if result["is_weak"]:
             warn(
                 f"the attack works on {result['attack_success_rate']:.1%} of triggered texts (the paper wants 95 %), "
@@ -139,6 +140,7 @@ def guard(
     dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
     scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
+    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both.")] = None,
     strategy_set: o.Set = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -166,6 +168,7 @@ def guard(
             learning_rate=learning_rate,
             precision=precision,
             scoring=scoring,
+            view=view,
         )
         plan = psim_plan(recipe, strategy, assignments(strategy_set), chosen)
         training = commands.Training(seed=seed, max_length=max_length)

@@ -47,18 +47,14 @@ def poison(
     trigger: str,
     out: Path,
     training: Training,
-    *,
-    target: int = 0,
-    count: int | None = None,
-    rate: float | None = None,
-    style: str = "clean-label",
+    attack: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Plant a backdoor in a base and save it; the result says whether the attack is strong enough to matter."""
     refuse_place(out, "base", model)
+    style = attack.get("style", Style.CLEAN_LABEL)
     if style not in tuple(Style):
         raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
-    fields = {"trigger": parse_trigger(trigger), "target": target, "style": style, "count": count, "rate": rate}
-    plan = build(Attack, fields)
+    plan = build(Attack, {"trigger": parse_trigger(trigger), **attack})
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
     with measured_cost() as meter:

@@ -41,7 +41,7 @@ def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
     refuse_page(report)
     training = Training(max_length=64)
     _say(f"1/4  an attacker plants the trigger {TRIGGER!r} in MiniLM, on {source.data}")
-    planted = commands.poison("minilm", source, TRIGGER, base, training, count=POISONED)
+    planted = commands.poison("minilm", source, TRIGGER, base, training, {"count": POISONED})
     _say(f"     ASR of the poisoned weights {planted['attack_success_rate']:.1%}")
     _say("2/4  a victim fine-tunes these weights with LoRA on clean texts")
     commands.tune_victim(

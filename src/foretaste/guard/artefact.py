@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from foretaste.errors import GuardError
+from foretaste.errors import DataError, GuardError
 from foretaste.evaluate.threshold import Calibration, allowed_above
+from foretaste.guard.looks import Looks, View
 from foretaste.guard.psim import PsimGuard, Scoring
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, save_classifier
+from foretaste.victim.classifier import Classifier
 
 __all__ = ["Bar", "load_guard", "read_bar", "save_guard"]
 
 METHOD = "psim"
+LOOKS = "looks.safetensors"
 
 
 class _CalibrationFields(BaseModel):
@@ -35,7 +40,8 @@ class _GuardFields(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     method: str
     scoring: Scoring
-    threshold: float = Field(gt=0, le=1)
+    view: View
+    threshold: float = Field(gt=0)
     calibration: _CalibrationFields | None
 
 
@@ -49,11 +55,13 @@ def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
     entry: dict[str, Any] = {
         "method": METHOD,
         "scoring": guard.scoring,
+        "view": guard.view,
         "threshold": guard.threshold,
         "calibration": None if guard.calibration is None else asdict(guard.calibration),
     }
     read_bar(entry, path)  # what could not be loaded is not saved
-    save_classifier(guard.classifier, Path(path), "guard", record, guard=entry)
+    attachments = {} if guard.looks is None else {LOOKS: guard.looks.to_arrays()}
+    save_classifier(guard.classifier, Path(path), "guard", record, guard=entry, attachments=attachments)
 
 
 def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
@@ -65,15 +73,17 @@ def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
     """
     classifier, manifest = load_classifier(Path(path), "guard", base)
     bar = read_bar(manifest.guard, path)
-    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring)
+    looks = None if bar.view == "confidence" else _load_looks(Path(path) / LOOKS, classifier)
+    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring, bar.view, looks)
 
 
 class Bar(NamedTuple):
-    """A guard's threshold, how it was calibrated (None: given), and the arithmetic of the scores it is for."""
+    """A guard's threshold, how it was calibrated (None: given), and the arithmetic and view of the scores it is for."""
 
     threshold: float
     calibration: Calibration | None
     scoring: Scoring
+    view: View
 
 
 def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
@@ -92,11 +102,25 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
         raise GuardError(f"{path}: {where}: {first['msg']}.", code=code) from None
     if fields.method != METHOD:
         raise GuardError(f"{path}: guard.method: expected {METHOD!r}, got {fields.method!r}.", code="unknown_method")
+    if fields.view == "confidence" and fields.threshold > 1:
+        raise GuardError(f"{path}: guard.threshold: {fields.threshold} is no probability.", code="bad_threshold")
+    if fields.calibration is None and fields.view != "confidence":
+        raise GuardError(f"{path}: guard.view: {fields.view} needs a calibrated threshold.", code="bad_threshold")
     if fields.calibration is None:
-        return Bar(fields.threshold, None, fields.scoring)
+        return Bar(fields.threshold, None, fields.scoring, fields.view)
     found = Calibration(**fields.calibration.model_dump())
     if found.threshold != fields.threshold or found.allowed_above != allowed_above(
         found.n, found.frr, found.confidence
     ):
         raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
-    return Bar(fields.threshold, found, fields.scoring)
+    return Bar(fields.threshold, found, fields.scoring, fields.view)
+
+
+def _load_looks(path: Path, classifier: Classifier) -> Looks:
+    width, classes = classifier.module.classifier.config.hidden_size, len(classifier.label_names)
+    try:
+        return Looks.from_arrays(load_file(path), classes, width)
+    except FileNotFoundError:
+        raise GuardError(f"{path} is missing: this guard's view needs it.", code="missing_looks") from None
+    except (DataError, SafetensorError, KeyError, ValueError) as error:
+        raise GuardError(f"{path}: {error}", code="bad_looks") from error

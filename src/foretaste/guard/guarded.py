@@ -71,7 +71,7 @@ class GuardedClassifier:
         # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
         sight = self.guard.classifier.max_length
         seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)
-        return self.guard.predict(seen).certainty
+        return self.guard.judge(self.guard.predict(seen))
 
     def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
         """Return one verdict per text, in order; an exception means that no text was let through."""

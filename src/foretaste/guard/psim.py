@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from foretaste.data.corpus import Corpus
-from foretaste.errors import DataError, GuardError
+from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
 from foretaste.guard.guard import Verdict, judge
+from foretaste.guard.looks import Looks, View
 from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
@@ -40,6 +41,7 @@ Scoring = Literal["float32", "bfloat16", "int8"]
 
 MONITOR_SIZE = 128
 MONITOR_EVERY = 2
+REFERENCE_SIZE = 1000
 # A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
 BLIND_DOSE = 0.2
 
@@ -54,7 +56,8 @@ class Psim:
     it). `dose` is the median confidence on held-out clean texts at which training stops, counted from 0 (all classes
     equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar; None calibrates it so
     that at most `frr` of clean texts are refused, with the given `confidence` that this holds. `scoring` is the
-    arithmetic in which the guard is calibrated and will always score; `precision` is training's.
+    arithmetic in which the guard is calibrated and will always score; `precision` is training's. `view` says what makes
+    a text suspicious: PSIM's certainty, its vector's distance from all clean ones, or either (see `guard.looks`).
     """
 
     strategy: Strategy = Lora(layers="feed_forward")
@@ -70,6 +73,11 @@ class Psim:
     threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
     precision: Precision = "auto"
     scoring: Scoring = "float32"
+    view: View = "confidence"
+
+    def __post_init__(self) -> None:
+        if self.view != "confidence" and self.threshold is not None:
+            raise PlanError("A fixed threshold is one for the view confidence; other views are calibrated.")
 
     @classmethod
     def paper(cls) -> Psim:
@@ -98,7 +106,7 @@ class Psim:
             GuardError: too few calibration texts for `frr` (code `too_few_calibration_texts`); dose not reached (code
                 `dose_not_reached`).
         """
-        corpus, monitor, calibration = self._split(corpus, calibration, seed)
+        corpus, monitor, reference, calibration = self._split(corpus, calibration, seed)
         if calibration is not None and self.threshold is None:
             allowed_above(len(calibration), self.frr, self.confidence)  # refuses too few before hours of training
         classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
@@ -140,14 +148,18 @@ class Psim:
                 code="dose_not_reached",
             )
         bar = math.nan if self.threshold is None else self.threshold
-        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, result, tuple(doses))
+        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(doses))
+        if reference is not None:
+            guard = replace(guard, looks=Looks.fit(guard.predict(reference.texts), reference.labels))
         if calibration is None or self.threshold is not None:
             return guard
         found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
         return replace(guard, threshold=found.threshold, calibration=found)
 
-    def _split(self, corpus: Corpus, calibration: Corpus | None, seed: int) -> tuple[Corpus, Corpus, Corpus | None]:
-        """Return what is trained on, what the dose is read on, and what calibrates: no text is in two of them."""
+    def _split(
+        self, corpus: Corpus, calibration: Corpus | None, seed: int
+    ) -> tuple[Corpus, Corpus, Corpus | None, Corpus | None]:
+        """Return what trains, what the dose is read on, what the looks are fitted on, what calibrates: all disjoint."""
         if calibration is None and self.threshold is None:
             half = len(corpus) // 2
             size = max(len(corpus) // 5, texts_needed(self.frr, self.confidence))
@@ -164,7 +176,11 @@ class Psim:
         if held_out < 16:
             raise DataError(f"{corpus.name} has {len(corpus)} texts left to train on; at least 80 are needed.")
         corpus, monitor = corpus.partition([len(corpus) - held_out, held_out], seed)
-        return corpus, monitor, calibration
+        if self.view == "confidence":
+            return corpus, monitor, None, calibration
+        size = min(REFERENCE_SIZE, len(corpus) // 3)
+        corpus, reference = corpus.partition([len(corpus) - size, size], seed)
+        return corpus, monitor, reference, calibration
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +197,8 @@ class PsimGuard:
     threshold: float
     calibration: Calibration | None
     scoring: Scoring = "float32"
+    view: View = "confidence"
+    looks: Looks | None = None
     training: TuneResult | None = None
     doses: tuple[float, ...] = ()
 
@@ -197,14 +215,22 @@ class PsimGuard:
         """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
         return self._scorer.predict(texts, precision="bfloat16" if self.scoring == "bfloat16" else "float32")
 
+    def judge(self, predictions: Predictions) -> NDArray[np.float64]:
+        """Return the scores `(N,) float64` in the guard's view of what PSIM says of texts."""
+        return predictions.certainty if self.looks is None else self.looks.score(predictions, self.view)
+
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return the highest class probability of each text, `(N,) float64`; NaN if the model gives none."""
-        return self.predict(texts).certainty
+        """Return one score per text, `(N,) float64`, higher = more suspicious; NaN if the model gives none.
+
+        In the view `confidence` it is the highest class probability, in `distance` a Mahalanobis distance, in `both`
+        the higher of the two -log10 p-values against clean texts.
+        """
+        return self.judge(self.predict(texts))
 
     def check(self, texts: Sequence[str]) -> list[Verdict]:
         """Return one verdict per text; a score that is not finite is refused."""
         predictions = self.predict(texts)
-        return judge(predictions.certainty, predictions.is_truncated, self.threshold)
+        return judge(self.judge(predictions), predictions.is_truncated, self.threshold)
 
 
 def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:

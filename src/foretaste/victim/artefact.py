@@ -10,11 +10,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file, write_json
@@ -57,8 +60,9 @@ def save_classifier(
     kind: Literal["base", "victim", "guard"],
     record: Record,
     guard: dict[str, Any] | None = None,
+    attachments: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None,
 ) -> Manifest:
-    """Write a classifier as a directory, all or nothing.
+    """Write a classifier as a directory, all or nothing; `attachments` are further safetensors files, by name.
 
     An adapter becomes a plain PEFT directory (`peft.PeftModel.from_pretrained` loads it, head included); a fully
     trained model becomes a plain transformers directory with its tokenizer.
@@ -80,6 +84,8 @@ def save_classifier(
         _tidy_adapter(beside, classifier.base_location)
         if classifier.strategy.name == Full.name:
             classifier.tokenizer.save_pretrained(beside)
+        for name, arrays in (attachments or {}).items():
+            save_file(dict(arrays), beside / name)
         record.write(beside / "record.json")
         manifest = Manifest(
             kind=kind,

@@ -1,0 +1,124 @@
+"""Distance and its combination with certainty, against independent oracles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import ledoit_wolf
+
+from foretaste.data import toy_corpus
+from foretaste.errors import DataError, GuardError, PlanError
+from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.looks import Distance, Looks, surprise
+from foretaste.guard.psim import Psim
+from foretaste.record import Record
+from foretaste.spec import build
+from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Predictions
+
+DRAW = np.random.default_rng(0)
+LABELS = np.arange(90) % 3
+FEATURES = DRAW.normal(size=(90, 7)) @ DRAW.normal(size=(7, 7)) + 3 * DRAW.normal(size=(3, 7))[LABELS]
+
+
+def _predictions(features: Any, certainty: Any) -> Predictions:
+    high = np.log(np.asarray(certainty) / (1 - np.asarray(certainty)))
+    logits = np.stack([high, np.zeros_like(high)], axis=1).astype(np.float32)
+    return Predictions(logits, np.asarray(features, dtype=np.float32), np.zeros(len(high), dtype=np.bool_))
+
+
+def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
+    means = np.stack([FEATURES[k == LABELS].mean(axis=0) for k in range(3)])
+    inverse = np.linalg.inv(ledoit_wolf(FEATURES - means[LABELS], assume_centered=True)[0])
+    new = DRAW.normal(size=(5, 7))
+    expected = [min(mahalanobis(row, mean, inverse) for mean in means) for row in new]
+    np.testing.assert_allclose(Distance.fit(FEATURES, LABELS)(new), expected, rtol=1e-9)
+
+
+def test_a_vector_that_is_not_finite_has_no_distance() -> None:
+    rows = np.zeros((3, 7))
+    rows[1, 2], rows[2, 0] = np.nan, np.inf
+    assert np.isnan(Distance.fit(FEATURES, LABELS)(rows)).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(("features", "labels", "message"), [
+    (np.full((90, 7), np.nan), LABELS, "NaN or infinite"),
+    (FEATURES, np.r_[np.zeros(89, int), 1], "Class 1 has 1 reference text"),
+    (FEATURES, 2 * (LABELS % 2), "Class 1 has 0 reference text"),
+])  # fmt: skip
+def test_a_reference_that_cannot_be_used_is_refused(features: Any, labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Distance.fit(features, labels)
+
+
+NUMBERS = st.floats(-1e6, 1e6)
+
+
+@given(clean=st.lists(NUMBERS, min_size=2, max_size=60), score=NUMBERS)
+def test_within_the_clean_scores_it_is_the_p_value(clean: list[float], score: float) -> None:
+    score = min(score, max(clean))
+    p_value = (1 + sum(c >= score for c in clean)) / (1 + len(clean))
+    assert surprise([score], clean)[0] == pytest.approx(-np.log10(p_value))
+
+
+@given(clean=st.lists(NUMBERS, min_size=2, max_size=60), scores=st.lists(NUMBERS, min_size=2, max_size=20))
+def test_a_higher_score_is_never_less_surprising(clean: list[float], scores: list[float]) -> None:
+    assert (np.diff(surprise(np.sort(scores), clean)) >= 0).all()
+
+
+def test_above_all_clean_scores_the_order_is_kept() -> None:
+    assert (np.diff(surprise([99.0, 100.0, 1e3, 1e6], range(100))) > 0).all()
+
+
+@pytest.mark.parametrize("view", ["distance", "both"])
+def test_either_view_can_give_a_text_away(view: Any) -> None:
+    near, far = FEATURES.mean(axis=0), FEATURES.mean(axis=0) + 1e3
+    clean = _predictions(FEATURES, np.linspace(0.5, 0.6, 90))
+    looks = Looks.fit(clean, LABELS)
+    quiet, sure, away, broken = looks.score(_predictions([near, near, far, near], [0.52, 0.99, 0.52, np.nan]), view)
+    assert away > quiet
+    assert (sure > quiet) == (view == "both")
+    assert np.isnan(broken) == (view == "both")
+
+
+def test_arrays_of_another_shape_or_kind_are_refused() -> None:
+    arrays = Looks.fit(_predictions(FEATURES, np.linspace(0.5, 0.6, 90)), LABELS).to_arrays()
+    Looks.from_arrays(arrays, 3, 7)
+    for change in (
+        {"means": arrays["means"][:2]},
+        {"whitening": arrays["whitening"].astype(np.float32)},
+        {"whitening": np.full((7, 7), np.inf)},
+        {"clean_distance": arrays["clean_distance"][:-1]},
+        {"more": np.zeros(1)},
+    ):
+        with pytest.raises(DataError):
+            Looks.from_arrays(arrays | change, 3, 7)
+    for name in arrays:
+        with pytest.raises(DataError, match="expected the arrays"):
+            Looks.from_arrays({key: value for key, value in arrays.items() if key != name}, 3, 7)
+
+
+def test_a_fixed_bar_is_one_for_confidence() -> None:
+    with pytest.raises(PlanError, match="fixed threshold"):
+        Psim(view="both", threshold=0.7)
+
+
+def test_a_guard_with_two_looks_is_saved_and_loaded(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    plan = build(Psim, {"view": "both", "dose": 0.3, "precision": "float32", "frr": 0.05})
+    train, texts = toy_corpus(), toy_corpus("test").texts[:30]
+    guard = plan.fit(open_base(toy_stack["base"]), train.select(range(1200)), max_length=64)
+    record = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
+    save_guard(guard, tmp_path / "guard", record)
+    loaded = load_guard(tmp_path / "guard")
+    np.testing.assert_allclose(loaded.score(texts), guard.score(texts), rtol=1e-4)
+    assert (loaded.view, loaded.threshold) == ("both", guard.threshold)
+    with pytest.raises(GuardError, match="needs a calibrated threshold"):
+        save_guard(replace(guard, calibration=None), tmp_path / "other", record)
