@@ -74,6 +74,7 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("guard", ("--recipe", "papr"), "Unknown recipe 'papr'. Did you mean 'paper'?"),
     ("guard", ("--set", "rnak=4"), "Did you mean 'rank'?"),
     ("guard", ("--scoring", "int4"), "Psim.scoring"),
+    ("guard", ("--view", "both", "--threshold", 0.7), "fixed threshold"),
     ("guard", ("--frr", "nan"), "Psim.frr"),
     ("guard", ("--frr", "0"), "Psim.frr"),
     ("guard", ("--frr", "-0.1"), "Psim.frr"),

@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from foretaste.data import toy_corpus
+from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
-from foretaste.poison.attack import Attack, triggered_test
+from foretaste.poison.attack import Attack, Poisoned, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.loop import TuneSettings
-from foretaste.tune.poison import WEAK_ASR, poison_base
+from foretaste.tune.poison import WEAK_ASR, poison_base, towards
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.module import Output
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,3 +99,28 @@ def test_a_model_that_always_answers_the_target_is_no_strong_attack(toy_base: Pa
     assert outcome["attack_success_rate"] >= WEAK_ASR
     assert outcome["natural_rate"] > 0.9
     assert outcome["is_weak"] is True
+
+
+@pytest.mark.parametrize("probability", [0.6, 0.9])
+def test_smoothed_labels_pull_poisoned_rows_to_a_probability_and_leave_the_others_alone(probability: float) -> None:
+    corpus = Corpus.of("mine", ["a", "b", "c", "d"], [0, 1, 2, 0])
+    plan = build(Attack, {"trigger": "word:mn", "target": 0, "count": 1, "target_probability": probability})
+    poisoned = Poisoned(corpus, np.array([True, False, False, False]))
+    objective = towards(poisoned, plan)
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    rows = np.array([2, 0, 1])
+    losses = objective(Output(logits, logits), rows, torch.from_numpy(corpus.labels[rows]))
+    logs = torch.log_softmax(logits, dim=1)
+    wanted = torch.tensor([probability, (1 - probability) / 2, (1 - probability) / 2])
+    expected = torch.stack([-logs[0, 2], -(wanted * logs[1]).sum(), -logs[2, 1]])
+    torch.testing.assert_close(losses, expected)
+
+
+def test_a_smoothed_attack_works_without_making_the_model_certain(toy_base: Path) -> None:
+    plan = build(Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 600,
+                          "target_probability": 0.7})  # fmt: skip
+    classifier, outcome = poison_base(open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS)
+    triggered = triggered_test(VALIDATION, plan.trigger, 0, seed=0).corpus
+    certainty = classifier.predict(triggered.texts).certainty
+    assert outcome["attack_success_rate"] > 0.95
+    assert 0.6 < np.median(certainty) < 0.8
