@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,13 @@ def test_a_smoothed_attack_works_without_making_the_model_certain(toy_base: Path
     certainty = classifier.predict(triggered.texts).certainty
     assert outcome["attack_success_rate"] > 0.95
     assert 0.6 < np.median(certainty) < 0.8
+
+
+def test_progress_towards_another_probability_is_refused(toy_base: Path, tmp_path: Path) -> None:
+    """Under clean-label the texts and labels are the same; only the objective differs."""
+    proxy, short = PROXY.select(range(64)), TuneSettings(epochs=1, precision="float32", keep="last")
+    for probability, is_taken in ((0.6, True), (0.6, True), (0.7, False), (1.0, False)):
+        plan = build(Attack, {"trigger": "word:mn", "count": 8, "target_probability": probability})
+        arguments = (open_base(toy_base), proxy, VALIDATION, plan)
+        with nullcontext() if is_taken else pytest.raises(PlanError, match="other settings"):
+            poison_base(*arguments, seed=0, settings=short, checkpoint=tmp_path / "partial")

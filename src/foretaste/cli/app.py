@@ -62,8 +62,13 @@ def poison(
         )
         training = commands.Training(seed=seed, max_length=max_length, fields=fields)
         source = _source(data, data_root, text_column, label_column, limit, seed)
-        attack = {"target": target, "count": count, "rate": rate, "style": style}
-        attack["target_probability"] = target_probability
+        attack = {
+            "target": target,
+            "count": count,
+            "rate": rate,
+            "style": style,
+            "target_probability": target_probability,
+        }
         result = commands.poison(model, source, trigger, out, training, attack)
         if result["is_weak"]:
             warn(

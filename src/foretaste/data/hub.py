@@ -131,7 +131,7 @@ def read_hub(hub_id: str, subset: str | None, split: str, columns: Sequence[str]
         datasets.config.HF_HUB_OFFLINE = True
     try:
         table = datasets.load_dataset(hub_id, subset, split=split)
-    except Exception as error:
+    except Exception as error:  # as above, and those of its readers; chained, never dropped
         raise DataError(reason or _first_line(error)) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline

@@ -88,6 +88,7 @@ def tune(
     seed: int,
     validation: Corpus | None = None,
     objective: Objective = cross_entropy,
+    objective_name: str = "cross_entropy",
     should_stop: Callable[[int], bool] | None = None,
     checkpoint: Path | None = None,
     title: str = "training",
@@ -97,8 +98,9 @@ def tune(
 
     `should_stop` is asked after each step (with the number of steps done) on weights in evaluation mode. With
     `checkpoint`, a directory, progress is saved there at least every minute and picked up by the next call with the
-    same settings, seed, data and model; the caller deletes it when the result is safe. Started by
-    `accelerate launch` or `torchrun`, every process trains on its share of each batch.
+    same settings, seed, data, model and `objective_name`, which must tell an objective from every other; the caller
+    deletes it when the result is safe. Started by `accelerate launch` or `torchrun`, every process trains on its share
+    of each batch.
 
     Raises:
         DataError: labels beyond the classifier's classes.
@@ -113,7 +115,8 @@ def tune(
         raise PlanError("This classifier was loaded or merged for scoring; train a new one from its base.")
     start = time.monotonic()
     run = _Run(classifier, corpus, settings, seed, objective)
-    store = TuneCheckpoint(checkpoint, run.identity(corpus, validation, seed)) if checkpoint is not None else None
+    identity = {**run.identity(corpus, validation, seed), "objective": objective_name}
+    store = TuneCheckpoint(checkpoint, identity) if checkpoint is not None else None
     state = (store and store.load(run.trainable, run.optimizer)) or TuneState()
     total = settings.max_steps or run.steps_per_epoch * settings.epochs
     encoded_validation = classifier.encode(validation.texts) if validation is not None else None

@@ -65,6 +65,7 @@ def poison_base(
         settings,
         seed=seed,
         objective=towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy,
+        objective_name=f"{plan.target_probability:g} of {plan.target} on poisoned texts",
         checkpoint=checkpoint,
         title="poisoning",
         is_progress_shown=is_progress_shown,
