@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import ledoit_wolf
 
 from foretaste.data import toy_corpus
 from foretaste.errors import DataError, GuardError, PlanError
-from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.files import sha256_file
+from foretaste.guard.artefact import LOOKS, load_guard, save_guard
 from foretaste.guard.looks import Distance, Looks, surprise
 from foretaste.guard.psim import Psim
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Predictions
+from foretaste.victim.manifest import seal
+from foretaste.victim.strategy import Full, Lora, Strategy
 
 DRAW = np.random.default_rng(0)
 LABELS = np.arange(90) % 3
@@ -31,7 +38,7 @@ FEATURES = DRAW.normal(size=(90, 7)) @ DRAW.normal(size=(7, 7)) + 3 * DRAW.norma
 
 def _predictions(features: Any, certainty: Any) -> Predictions:
     high = np.log(np.asarray(certainty) / (1 - np.asarray(certainty)))
-    logits = np.stack([high, np.zeros_like(high)], axis=1).astype(np.float32)
+    logits = np.stack([high, np.zeros_like(high), np.full_like(high, -30)], axis=1).astype(np.float32)
     return Predictions(logits, np.asarray(features, dtype=np.float32), np.zeros(len(high), dtype=np.bool_))
 
 
@@ -40,23 +47,24 @@ def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
     inverse = np.linalg.inv(ledoit_wolf(FEATURES - means[LABELS], assume_centered=True)[0])
     new = DRAW.normal(size=(5, 7))
     expected = [min(mahalanobis(row, mean, inverse) for mean in means) for row in new]
-    np.testing.assert_allclose(Distance.fit(FEATURES, LABELS)(new), expected, rtol=1e-9)
+    np.testing.assert_allclose(Distance.fit(FEATURES, LABELS, 3)(new), expected, rtol=1e-9)
 
 
 def test_a_vector_that_is_not_finite_has_no_distance() -> None:
     rows = np.zeros((3, 7))
     rows[1, 2], rows[2, 0] = np.nan, np.inf
-    assert np.isnan(Distance.fit(FEATURES, LABELS)(rows)).tolist() == [False, True, True]
+    assert np.isnan(Distance.fit(FEATURES, LABELS, 3)(rows)).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(("features", "labels", "message"), [
     (np.full((90, 7), np.nan), LABELS, "NaN or infinite"),
-    (FEATURES, np.r_[np.zeros(89, int), 1], "Class 1 has 1 reference text"),
+    (FEATURES, np.r_[np.zeros(87, int), 2, 2, 1], "Class 1 has 1 reference text"),
     (FEATURES, 2 * (LABELS % 2), "Class 1 has 0 reference text"),
+    (FEATURES, LABELS % 2, "Class 2 has 0 reference text"),
 ])  # fmt: skip
 def test_a_reference_that_cannot_be_used_is_refused(features: Any, labels: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Distance.fit(features, labels)
+        Distance.fit(features, labels, 3)
 
 
 NUMBERS = st.floats(-1e6, 1e6)
@@ -111,8 +119,11 @@ def test_a_fixed_bar_is_one_for_confidence() -> None:
         Psim(view="both", threshold=0.7)
 
 
-def test_a_guard_with_two_looks_is_saved_and_loaded(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
-    plan = build(Psim, {"view": "both", "dose": 0.3, "precision": "float32", "frr": 0.05})
+@pytest.mark.parametrize("strategy", [Lora(), Full()], ids=["an adapter", "all weights"])
+def test_a_guard_with_two_looks_is_saved_and_loaded(
+    toy_stack: Mapping[str, Path], tmp_path: Path, strategy: Strategy
+) -> None:
+    plan = build(Psim, {"strategy": strategy, "view": "both", "dose": None, "precision": "float32", "frr": 0.05})
     train, texts = toy_corpus(), toy_corpus("test").texts[:30]
     guard = plan.fit(open_base(toy_stack["base"]), train.select(range(1200)), max_length=64)
     record = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
@@ -122,3 +133,23 @@ def test_a_guard_with_two_looks_is_saved_and_loaded(toy_stack: Mapping[str, Path
     assert (loaded.view, loaded.threshold) == ("both", guard.threshold)
     with pytest.raises(GuardError, match="needs a calibrated threshold"):
         save_guard(replace(guard, calibration=None), tmp_path / "other", record)
+
+
+@pytest.mark.parametrize(("looks", "code"), [
+    (None, "missing_looks"),
+    ({"means": torch.zeros(2, 2)}, "bad_looks"),
+    ({"means": torch.zeros(2, 2, dtype=torch.bfloat16)}, "bad_looks"),
+])  # fmt: skip
+def test_a_manifest_that_claims_looks_it_has_not_is_refused(
+    toy_stack: Mapping[str, Path], tmp_path: Path, looks: Any, code: str
+) -> None:
+    guard = Path(shutil.copytree(toy_stack["base"].parent, tmp_path / "stack")) / "guard"
+    manifest = json.loads((guard / "foretaste.json").read_text())
+    manifest["guard"]["view"] = "both"
+    if looks is not None:
+        save_file(looks, guard / LOOKS)
+        manifest["files"][LOOKS] = sha256_file(guard / LOOKS)
+    (guard / "foretaste.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(GuardError) as caught:
+        load_guard(guard)
+    assert caught.value.code == code

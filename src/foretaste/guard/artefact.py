@@ -69,7 +69,8 @@ def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
 
     Raises:
         ModelError: the artefact was refused (see `victim.artefact`).
-        GuardError: its threshold was refused (see `read_bar`).
+        GuardError: its threshold was refused (see `read_bar`), or the arrays of its view are absent (`missing_looks`)
+            or not what they should be (`bad_looks`).
     """
     classifier, manifest = load_classifier(Path(path), "guard", base)
     bar = read_bar(manifest.guard, path)
@@ -122,5 +123,5 @@ def _load_looks(path: Path, classifier: Classifier) -> Looks:
         return Looks.from_arrays(load_file(path), classes, width)
     except FileNotFoundError:
         raise GuardError(f"{path} is missing: this guard's view needs it.", code="missing_looks") from None
-    except (DataError, SafetensorError, KeyError, ValueError) as error:
+    except (DataError, SafetensorError, KeyError, TypeError, ValueError) as error:  # types that numpy lacks, too
         raise GuardError(f"{path}: {error}", code="bad_looks") from error

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.distance import cdist
 from sklearn.covariance import LedoitWolf
 
 from foretaste.errors import DataError
@@ -34,8 +35,8 @@ class Distance:
     whitening: Array
 
     @classmethod
-    def fit(cls, features: ArrayLike, labels: ArrayLike) -> Distance:
-        """Fit on clean features `(N, H)` and their true classes `(N,)`.
+    def fit(cls, features: ArrayLike, labels: ArrayLike, class_count: int) -> Distance:
+        """Fit on clean features `(N, H)` and their true classes `(N,)`, 0 to `class_count` - 1.
 
         Raises:
             DataError: features that are not finite, or a class with fewer than two texts.
@@ -43,7 +44,7 @@ class Distance:
         rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
         if not np.isfinite(rows).all():
             raise DataError("Clean texts have features that are NaN or infinite; nothing can be measured from them.")
-        counts = np.bincount(classes)
+        counts = np.bincount(classes, minlength=class_count)
         if counts.min() < 2:
             raise DataError(f"Class {int(counts.argmin())} has {counts.min()} reference texts; at least 2 are needed.")
         means = np.stack([rows[classes == k].mean(axis=0) for k in range(len(counts))])  # (C, H)
@@ -55,9 +56,8 @@ class Distance:
         """Return each vector's distance to the nearest class mean, `(N, H) -> (N,) float64`; NaN if not finite."""
         rows = np.asarray(features, dtype=np.float64)
         rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, np.nan)
-        white, centres = rows @ self.whitening, self.means @ self.whitening  # (N, H), (C, H)
-        apart = ((white[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)  # (N, C, H) -> (N, C)
-        nearest: Array = np.sqrt(apart.min(axis=1))
+        apart = cdist(rows @ self.whitening, self.means @ self.whitening)  # (N, H) and (C, H) -> (N, C)
+        nearest: Array = apart.min(axis=1)
         return nearest
 
 
@@ -96,7 +96,7 @@ class Looks:
         One half for both would make every new text look farther away than those that placed the means.
         """
         half = len(labels) // 2
-        distance = Distance.fit(predictions.features[:half], labels[:half])
+        distance = Distance.fit(predictions.features[:half], labels[:half], predictions.logits.shape[1])
         return cls(distance, predictions.certainty[half:], distance(predictions.features[half:]))
 
     def to_arrays(self) -> dict[str, Array]:
