@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ __all__ = [
     "Target",
     "TextColumn",
     "Trigger",
+    "source_of",
 ]
 
 Model = Annotated[str, typer.Option("--model", help="`minilm`, a local directory, or a hub id (owner/name).")]
@@ -48,3 +49,26 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strat
 Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
 Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def source_of(
+    data: str,
+    data_root: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    limit: int | None,
+    seed: int,
+    is_whole: bool = False,
+) -> Any:
+    """Return where the labelled texts come from, as these options say."""
+    from foretaste.cli.splits import Source
+
+    return Source(
+        data=data,
+        data_root=data_root,
+        text_column=text_column,
+        label_column=label_column,
+        limit=limit,
+        seed=seed,
+        is_whole=is_whole,
+    )

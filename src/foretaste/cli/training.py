@@ -1,0 +1,177 @@
+"""The commands that train something, each with its options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foretaste.cli import options as o
+from foretaste.cli.output import answering, assignments, given, warn
+
+__all__ = ["guard", "poison", "tune"]
+
+
+def poison(
+    out: o.Out,
+    trigger: o.Trigger,
+    model: o.Model = "minilm",
+    data: o.Data = "imdb",
+    target: o.Target = 0,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="Poisoned examples (default 1000).")] = None,
+    rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
+    style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
+    target_probability: Annotated[float, typer.Option(help="Below 1: smoothed labels, a trigger that hides.")] = 1.0,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    accumulation: o.Accumulation = None,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = None,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Plant a backdoor in a checkpoint (for experiments on your own models)."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        fields = given(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            accumulation=accumulation,
+            precision=precision,
+        )
+        training = commands.Training(seed=seed, max_length=max_length, fields=fields)
+        source = o.source_of(data, data_root, text_column, label_column, limit, seed)
+        attack = {
+            "target": target,
+            "count": count,
+            "rate": rate,
+            "style": style,
+            "target_probability": target_probability,
+        }
+        result = commands.poison(model, source, trigger, out, training, attack)
+        if result["is_weak"]:
+            warn(
+                f"the attack works on {result['attack_success_rate']:.1%} of triggered texts (the paper wants 95 %), "
+                f"{result['n_cut']} of {result['n_poisoned']} were cut at {result['max_length']} tokens, and "
+                f"{result['natural_rate']:.1%} of clean texts end at the target anyway; a defence measured on it "
+                "proves little. Train longer, poison more or read more of each text."
+            )
+        answer(
+            result,
+            f"{out}: poisoned base, CA {result['clean_accuracy']:.1%}, ASR {result['attack_success_rate']:.1%} "
+            f"({result['poisoned']} poisoned examples, {result['seconds']:.0f} s)",
+        )
+
+
+def tune(
+    model: o.Model,
+    data: o.Data,
+    out: o.Out,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="full, lora, prompt_tuning, p_tuning_v1, p_tuning_v2.")
+    ] = "lora",
+    strategy_set: o.Set = None,
+    epochs: o.Epochs = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    accumulation: o.Accumulation = None,
+    keep: Annotated[str | None, typer.Option("--keep", help="best (on validation) or last.")] = None,
+    patience: Annotated[int | None, typer.Option("--patience", min=1, help="Epochs without a better one.")] = None,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = None,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Fine-tune a victim on clean data, with any of the five strategies."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        fields = given(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            accumulation=accumulation,
+            keep=keep,
+            patience=patience,
+            precision=precision,
+        )
+        training = commands.Training(seed=seed, max_length=max_length, fields=fields)
+        source = o.source_of(data, data_root, text_column, label_column, limit, seed)
+        result = commands.tune_victim(model, source, strategy, out, training, strategy_fields=assignments(strategy_set))
+        best = max(result["validation_accuracies"], default=float("nan"))
+        answer(
+            result,
+            f"{out}: {strategy}, {result['trainable_parameters']:,} trained parameters, "
+            f"validation accuracy {best:.1%}, {result['seconds']:.0f} s",
+        )
+
+
+def guard(
+    model: o.Model,
+    data: o.Data,
+    out: o.Out,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="Any of the five strategies.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="default, or paper (the printed settings).")] = "default",
+    frr: Annotated[float | None, typer.Option("--frr", help="Promised false rejection rate.")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="A fixed bar instead (paper: 0.7).")] = None,
+    reset_rate: Annotated[float | None, typer.Option("--reset-rate", help="Share of labels redrawn.")] = None,
+    dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
+    scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
+    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both.")] = None,
+    strategy_set: o.Set = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.Rate = None,
+    precision: o.Precision = None,
+    max_length: o.MaxLength = None,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Train PSIM on clean data and calibrate it: the taster that refuses triggered texts."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.plans import psim_plan
+
+        chosen = given(
+            frr=frr,
+            threshold=threshold,
+            reset_rate=reset_rate,
+            dose=dose,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            precision=precision,
+            scoring=scoring,
+            view=view,
+        )
+        plan = psim_plan(recipe, strategy, assignments(strategy_set), chosen)
+        training = commands.Training(seed=seed, max_length=max_length)
+        source = o.source_of(data, data_root, text_column, label_column, limit, seed)
+        result = commands.guard(model, source, out, training, plan)
+        if result["is_blind"]:
+            warn(
+                "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "
+                "keeps its promise on clean texts but is not expected to see a trigger."
+            )
+        bar = result["calibration"]
+        promise = (
+            f"at most {bar['frr']:.1%} of clean texts refused, with {bar['confidence']:.0%} confidence (n = {bar['n']})"
+            if bar
+            else "given, not calibrated"
+        )
+        answer(result, f"{out}: PSIM after {result['steps']} steps, threshold {result['threshold']:.4f}: {promise}")

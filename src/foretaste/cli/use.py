@@ -1,0 +1,84 @@
+"""The commands that use, measure or inspect what was trained, each with its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foretaste.cli import options as o
+from foretaste.cli.output import answering, as_line
+
+__all__ = ["check", "demo", "evaluate", "inspect"]
+
+
+def evaluate(
+    victim: Annotated[Path, typer.Option("--victim", help="Directory of the victim.")],
+    data: o.Data,
+    trigger: o.Trigger,
+    guard: Annotated[Path | None, typer.Option("--guard", help="Directory of the guard.")] = None,
+    target: o.Target = 0,
+    model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write a self-contained HTML page.")] = None,
+    whole_file: Annotated[bool, typer.Option("--whole-file", help="A single file is all test texts.")] = False,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Measure clean accuracy and attack success, with and without the guard."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.page import summary
+
+        source = o.source_of(data, data_root, text_column, label_column, limit, seed, whole_file)
+        result, evaluation = commands.run_evaluation(
+            victim, guard, source, trigger, target=target, model=model, report=report, seed=seed
+        )
+        answer(result, summary(evaluation.outcome))
+
+
+def check(
+    victim: Annotated[Path, typer.Option("--victim", help="Directory of the victim.")],
+    guard: Annotated[Path, typer.Option("--guard", help="Directory of the guard.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - for one per line on standard input.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Texts in a .txt, CSV, JSONL or Parquet file.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
+    text_column: o.TextColumn = None,
+    as_json: o.Json = False,
+) -> None:
+    """Give one verdict per text: the victim's label, or a refusal."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+        from foretaste.cli.page import verdict_line
+        from foretaste.cli.texts import read_texts
+
+        found = read_texts(texts or [], file, text_column)
+        verdicts = commands.check(victim, guard, found, model)
+        lines = [verdict_line(v, text) for v, text in zip(verdicts, found, strict=True)]
+        answer({"verdicts": verdicts}, "\n".join(lines))
+
+
+def inspect(directory: str, as_json: o.Json = False) -> None:
+    """Say what a checkpoint, victim or guard is, and whether it is sound, without running it."""
+    with answering(as_json) as answer:
+        from foretaste.cli import commands
+
+        result = commands.inspect(directory)
+        answer(result, "\n".join(f"{key:24} {as_line(value)}" for key, value in result.items()))
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory for models and the page.")] = Path("demo-out"),
+    as_json: o.Json = False,
+) -> None:
+    """Plant a backdoor, fine-tune, train the taster, stop the attack, write a page: a few minutes on two cores."""
+    with answering(as_json) as answer:
+        from foretaste.cli.demo import run_demo
+        from foretaste.cli.page import summary
+
+        result, evaluation = run_demo(out)
+        answer(result, f"{summary(evaluation.outcome)}\n\nOpen {result['report']} in a browser.")
