@@ -143,7 +143,7 @@ def follow_dose(store: Path, attack: str, knowledge: str, seed: int, recipe: str
         seen.update({str(d): entry for d in reached})
 
     plan, draw = FOLLOWED[recipe]
-    plan = replace(plan, dose=DOSES[-1], threshold=0.7)
+    plan = replace(plan, dose=DOSES[-1], threshold=0.7, view="confidence")
     start = time.monotonic()
     try:
         base = open_base(store / f"base-{attack}-{knowledge}-{seed}")

@@ -15,8 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from scipy.spatial.distance import mahalanobis
-from sklearn.covariance import ledoit_wolf
+from sklearn.neighbors import NearestNeighbors
 
 from foretaste.data import toy_corpus
 from foretaste.errors import DataError, GuardError, PlanError
@@ -32,8 +31,7 @@ from foretaste.victim.manifest import seal
 from foretaste.victim.strategy import Full, Lora, Strategy
 
 DRAW = np.random.default_rng(0)
-LABELS = np.arange(90) % 3
-FEATURES = DRAW.normal(size=(90, 7)) @ DRAW.normal(size=(7, 7)) + 3 * DRAW.normal(size=(3, 7))[LABELS]
+FEATURES = DRAW.normal(size=(90, 7)) + 3
 
 
 def _predictions(features: Any, certainty: Any) -> Predictions:
@@ -42,29 +40,32 @@ def _predictions(features: Any, certainty: Any) -> Predictions:
     return Predictions(logits, np.asarray(features, dtype=np.float32), np.zeros(len(high), dtype=np.bool_))
 
 
-def test_the_distance_is_mahalanobis_to_the_nearest_mean() -> None:
-    means = np.stack([FEATURES[k == LABELS].mean(axis=0) for k in range(3)])
-    inverse = np.linalg.inv(ledoit_wolf(FEATURES - means[LABELS], assume_centered=True)[0])
+def test_the_distance_is_one_minus_the_mean_cosine_to_the_nearest() -> None:
     new = DRAW.normal(size=(5, 7))
-    expected = [min(mahalanobis(row, mean, inverse) for mean in means) for row in new]
-    np.testing.assert_allclose(Distance.fit(FEATURES, LABELS, 3)(new), expected, rtol=1e-9)
+    neighbours = NearestNeighbors(n_neighbors=45, metric="cosine").fit(FEATURES)
+    np.testing.assert_allclose(Distance.fit(FEATURES)(new), neighbours.kneighbors(new)[0].mean(axis=1), atol=1e-6)
 
 
-def test_a_vector_that_is_not_finite_has_no_distance() -> None:
-    rows = np.zeros((3, 7))
-    rows[1, 2], rows[2, 0] = np.nan, np.inf
-    assert np.isnan(Distance.fit(FEATURES, LABELS, 3)(rows)).tolist() == [False, True, True]
+@given(length=st.floats(1e-3, 1e3))
+def test_only_the_direction_counts(length: float) -> None:
+    distance = Distance.fit(FEATURES)
+    np.testing.assert_allclose(distance(FEATURES[:5] * length), distance(FEATURES[:5]), atol=1e-6)
 
 
-@pytest.mark.parametrize(("features", "labels", "message"), [
-    (np.full((90, 7), np.nan), LABELS, "NaN or infinite"),
-    (FEATURES, np.r_[np.zeros(87, int), 2, 2, 1], "Class 1 has 1 reference text"),
-    (FEATURES, 2 * (LABELS % 2), "Class 1 has 0 reference text"),
-    (FEATURES, LABELS % 2, "Class 2 has 0 reference text"),
+def test_a_vector_without_a_direction_has_no_distance() -> None:
+    rows = np.ones((4, 7))
+    rows[1, 2], rows[2, 0], rows[3] = np.nan, np.inf, 0.0
+    assert np.isnan(Distance.fit(FEATURES)(rows)).tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize(("features", "message"), [
+    (np.full((90, 7), np.nan), "NaN or infinite"),
+    (np.r_[FEATURES, np.zeros((1, 7))], "zero, NaN or infinite"),
+    (FEATURES[:9], "9 reference texts are too few"),
 ])  # fmt: skip
-def test_a_reference_that_cannot_be_used_is_refused(features: Any, labels: Any, message: str) -> None:
+def test_a_reference_that_cannot_be_used_is_refused(features: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Distance.fit(features, labels, 3)
+        Distance.fit(features)
 
 
 NUMBERS = st.floats(-1e6, 1e6)
@@ -88,9 +89,8 @@ def test_above_all_clean_scores_the_order_is_kept() -> None:
 
 @pytest.mark.parametrize("view", ["distance", "both"])
 def test_either_view_can_give_a_text_away(view: Any) -> None:
-    near, far = FEATURES.mean(axis=0), FEATURES.mean(axis=0) + 1e3
-    clean = _predictions(FEATURES, np.linspace(0.5, 0.6, 90))
-    looks = Looks.fit(clean, LABELS)
+    near, far = FEATURES.mean(axis=0), -FEATURES.mean(axis=0)
+    looks = Looks.fit(_predictions(FEATURES, np.linspace(0.5, 0.6, 90)))
     quiet, sure, away, broken = looks.score(_predictions([near, near, far, near], [0.52, 0.99, 0.52, np.nan]), view)
     assert away > quiet
     assert (sure > quiet) == (view == "both")
@@ -98,20 +98,22 @@ def test_either_view_can_give_a_text_away(view: Any) -> None:
 
 
 def test_arrays_of_another_shape_or_kind_are_refused() -> None:
-    arrays = Looks.fit(_predictions(FEATURES, np.linspace(0.5, 0.6, 90)), LABELS).to_arrays()
-    Looks.from_arrays(arrays, 3, 7)
+    arrays = Looks.fit(_predictions(FEATURES, np.linspace(0.5, 0.6, 90))).to_arrays()
+    Looks.from_arrays(arrays, 7)
     for change in (
-        {"means": arrays["means"][:2]},
-        {"whitening": arrays["whitening"].astype(np.float32)},
-        {"whitening": np.full((7, 7), np.inf)},
+        {"directions": arrays["directions"][:, :6]},
+        {"directions": arrays["directions"].astype(np.float64)},
+        {"directions": np.full((45, 7), np.inf, dtype=np.float32)},
+        {"directions": 3 * arrays["directions"]},
+        {"directions": arrays["directions"][:9]},
         {"clean_distance": arrays["clean_distance"][:-1]},
         {"more": np.zeros(1)},
     ):
         with pytest.raises(DataError):
-            Looks.from_arrays(arrays | change, 3, 7)
+            Looks.from_arrays(arrays | change, 7)
     for name in arrays:
         with pytest.raises(DataError, match="expected the arrays"):
-            Looks.from_arrays({key: value for key, value in arrays.items() if key != name}, 3, 7)
+            Looks.from_arrays({key: value for key, value in arrays.items() if key != name}, 7)
 
 
 def test_a_fixed_bar_is_one_for_confidence() -> None:
@@ -137,7 +139,7 @@ def test_a_guard_with_two_looks_is_saved_and_loaded(
 
 @pytest.mark.parametrize(("looks", "code"), [
     (None, "missing_looks"),
-    ({"means": torch.zeros(2, 2)}, "bad_looks"),
+    ({"directions": torch.zeros(2, 2)}, "bad_looks"),
     ({"means": torch.zeros(2, 2, dtype=torch.bfloat16)}, "bad_looks"),
 ])  # fmt: skip
 def test_a_manifest_that_claims_looks_it_has_not_is_refused(
@@ -145,8 +147,10 @@ def test_a_manifest_that_claims_looks_it_has_not_is_refused(
 ) -> None:
     guard = Path(shutil.copytree(toy_stack["base"].parent, tmp_path / "stack")) / "guard"
     manifest = json.loads((guard / "foretaste.json").read_text())
-    manifest["guard"]["view"] = "both"
-    if looks is not None:
+    (guard / LOOKS).unlink()
+    if looks is None:
+        del manifest["files"][LOOKS]
+    else:
         save_file(looks, guard / LOOKS)
         manifest["files"][LOOKS] = sha256_file(guard / LOOKS)
     (guard / "foretaste.json").write_text(json.dumps(seal(manifest)))

@@ -129,7 +129,7 @@ def guard(
     dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
     scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
-    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both.")] = None,
+    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both (default).")] = None,
     strategy_set: o.Set = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,

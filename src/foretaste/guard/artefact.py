@@ -118,9 +118,8 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
 
 
 def _load_looks(path: Path, classifier: Classifier) -> Looks:
-    width, classes = classifier.module.classifier.config.hidden_size, len(classifier.label_names)
     try:
-        return Looks.from_arrays(load_file(path), classes, width)
+        return Looks.from_arrays(load_file(path), classifier.module.classifier.config.hidden_size)
     except FileNotFoundError:
         raise GuardError(f"{path} is missing: this guard's view needs it.", code="missing_looks") from None
     except (DataError, SafetensorError, KeyError, TypeError, ValueError) as error:  # types that numpy lacks, too

@@ -1,9 +1,9 @@
-"""Two looks at one forward pass: how certain PSIM is, and how far its vector lies from every clean one.
+"""Two looks at one forward pass: how certain PSIM is, and how far its vector points away from every clean one.
 
-An attacker who trains the trigger towards a probability of 0.6 keeps PSIM's confidence low, but not the place of the
-triggered texts in feature space: training on random labels draws clean texts together and leaves those where they were.
-Distance: Mahalanobis (Lee et al. 2018, arXiv 1807.03888) from the vector that the head reads to the nearest clean class
-mean, under one covariance for all classes, shrunk as Ledoit and Wolf (2004) do.
+An attacker who trains the trigger towards a probability of 0.6 keeps PSIM's confidence low, but triggered texts still
+share a direction in feature space that no clean text has, and training on random labels draws the clean ones together.
+Distance: one minus the mean cosine to the 50 nearest clean vectors, of those that the head reads (deep nearest
+neighbours: Sun et al. 2022, arXiv 2204.06507, who take the k-th alone). docs/decisions/0004 says why not Mahalanobis.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
-from sklearn.covariance import LedoitWolf
 
 from foretaste.errors import DataError
 from foretaste.victim.classifier import Predictions
@@ -23,42 +21,46 @@ from foretaste.victim.classifier import Predictions
 __all__ = ["Distance", "Looks", "View", "surprise"]
 
 View = Literal["confidence", "distance", "both"]
+NEIGHBOURS = 50
+FEWEST = 10
+# Smaller distances are noise of single precision; where training has drawn all clean texts to one point, none counts.
+RESOLUTION = 1e-4
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Distance:
-    """Clean class means `(C, H)` and the whitening `(H, H)` under which a distance is Euclidean; float64."""
+    """The directions of clean texts, unit vectors `(K, H) float32`."""
 
-    means: Array
-    whitening: Array
+    directions: NDArray[np.float32]
 
     @classmethod
-    def fit(cls, features: ArrayLike, labels: ArrayLike, class_count: int) -> Distance:
-        """Fit on clean features `(N, H)` and their true classes `(N,)`, 0 to `class_count` - 1.
+    def fit(cls, features: ArrayLike) -> Distance:
+        """Keep the directions of clean features `(K, H)`.
 
         Raises:
-            DataError: features that are not finite, or a class with fewer than two texts.
+            DataError: fewer than 10 vectors, or one that is zero, NaN or infinite.
         """
-        rows, classes = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-        if not np.isfinite(rows).all():
-            raise DataError("Clean texts have features that are NaN or infinite; nothing can be measured from them.")
-        counts = np.bincount(classes, minlength=class_count)
-        if counts.min() < 2:
-            raise DataError(f"Class {int(counts.argmin())} has {counts.min()} reference texts; at least 2 are needed.")
-        means = np.stack([rows[classes == k].mean(axis=0) for k in range(len(counts))])  # (C, H)
-        precision = LedoitWolf(assume_centered=True).fit(rows - means[classes]).precision_  # (H, H)
-        whitening: Array = np.linalg.cholesky(precision)
-        return cls(means, whitening)
+        directions = _directions(features)
+        if len(directions) < FEWEST:
+            raise DataError(f"{len(directions)} reference texts are too few; at least {FEWEST} are needed.")
+        if not np.isfinite(directions).all():
+            raise DataError("Clean texts have features that are zero, NaN or infinite; they measure nothing.")
+        return cls(directions)
 
     def __call__(self, features: ArrayLike) -> Array:
-        """Return each vector's distance to the nearest class mean, `(N, H) -> (N,) float64`; NaN if not finite."""
-        rows = np.asarray(features, dtype=np.float64)
-        rows = np.where(np.isfinite(rows).all(axis=1, keepdims=True), rows, np.nan)
-        apart = cdist(rows @ self.whitening, self.means @ self.whitening)  # (N, H) and (C, H) -> (N, C)
-        nearest: Array = apart.min(axis=1)
-        return nearest
+        """Return 1 - the mean cosine to the 50 nearest, `(N, H) -> (N,) float64`, 0 to 2; NaN without a direction.
+
+        Of fewer than 100 clean vectors, to the nearest half.
+        """
+        cosines = _directions(features) @ self.directions.T  # (N, H) @ (H, K) -> (N, K)
+        count = min(NEIGHBOURS, len(self.directions) // 2)
+        nearest = np.partition(cosines, -count, axis=1)[:, -count:]
+        result: Array = np.maximum(1.0 - nearest.mean(axis=1, dtype=np.float64), RESOLUTION)
+        # NaN is sorted last, so it would be among the nearest anyway; said here, it does not hang on that.
+        result[~np.isfinite(cosines).all(axis=1)] = np.nan
+        return result
 
 
 def surprise(scores: ArrayLike, clean: ArrayLike) -> Array:
@@ -90,41 +92,47 @@ class Looks:
     clean_distance: Array
 
     @classmethod
-    def fit(cls, predictions: Predictions, labels: NDArray[np.int64]) -> Looks:
-        """Fit on what PSIM says of clean texts it never saw: the first half places the means, the second is ranked.
+    def fit(cls, predictions: Predictions) -> Looks:
+        """Fit on what PSIM says of clean texts it never saw: the first half are the neighbours, the second is ranked.
 
-        One half for both would make every new text look farther away than those that placed the means.
+        One half for both would make every new text look farther away than the neighbours are from each other.
+
+        Raises:
+            DataError: too few texts, or features without a direction (see `Distance.fit`).
         """
-        half = len(labels) // 2
-        distance = Distance.fit(predictions.features[:half], labels[:half], predictions.logits.shape[1])
+        half = len(predictions.features) // 2
+        distance = Distance.fit(predictions.features[:half])
         return cls(distance, predictions.certainty[half:], distance(predictions.features[half:]))
 
-    def to_arrays(self) -> dict[str, Array]:
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays to save, by name."""
         return {
-            "means": self.distance.means,
-            "whitening": np.ascontiguousarray(self.distance.whitening),
+            "directions": self.distance.directions,
             "clean_certainty": self.clean_certainty,
             "clean_distance": self.clean_distance,
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], classes: int, width: int) -> Looks:
-        """Rebuild from what `to_arrays` gave, for a model of so many classes and features.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], width: int) -> Looks:
+        """Rebuild from what `to_arrays` gave, for a model with so many features.
 
         Raises:
-            DataError: arrays that are missing, of another shape or type, or not finite.
+            DataError: arrays that are missing, of another shape or type, not finite, or not unit vectors.
         """
-        ranked = len(arrays.get("clean_certainty", ()))
-        shapes = {"means": (classes, width), "whitening": (width, width), "clean_certainty": (ranked,),
-                  "clean_distance": (ranked,)}  # fmt: skip
-        if arrays.keys() != shapes.keys() or ranked < 2:
-            raise DataError(f"expected the arrays {', '.join(shapes)}, found {', '.join(sorted(arrays)) or 'none'}.")
-        for name, shape in shapes.items():
-            if arrays[name].shape != shape or arrays[name].dtype != np.float64 or not np.isfinite(arrays[name]).all():
-                raise DataError(f"{name} is not a finite float64 array of shape {shape}.")
-        distance = Distance(arrays["means"], arrays["whitening"])
-        return cls(distance, arrays["clean_certainty"], arrays["clean_distance"])
+        kept, ranked = len(arrays.get("directions", ())), len(arrays.get("clean_certainty", ()))
+        expected: dict[str, tuple[tuple[int, ...], Any]] = {
+            "directions": ((kept, width), np.float32),
+            "clean_certainty": ((ranked,), np.float64),
+            "clean_distance": ((ranked,), np.float64),
+        }
+        if arrays.keys() != expected.keys() or ranked < 2 or kept < FEWEST:
+            raise DataError(f"expected the arrays {', '.join(expected)}, found {', '.join(sorted(arrays)) or 'none'}.")
+        for name, (shape, kind) in expected.items():
+            if arrays[name].shape != shape or arrays[name].dtype != kind or not np.isfinite(arrays[name]).all():
+                raise DataError(f"{name} is not a finite {np.dtype(kind)} array of shape {shape}.")
+        if np.abs(np.linalg.norm(arrays["directions"], axis=1) - 1.0).max() > 1e-3:
+            raise DataError("directions are not vectors of length 1.")  # longer ones would make every text look near
+        return cls(Distance(arrays["directions"]), arrays["clean_certainty"], arrays["clean_distance"])
 
     def score(self, predictions: Predictions, view: View) -> Array:
         """Return one score per text, `(N,) float64`, higher = more suspicious; NaN if a number is not finite."""
@@ -137,3 +145,12 @@ class Looks:
         return np.maximum(
             surprise(predictions.certainty, self.clean_certainty), surprise(distance, self.clean_distance)
         )
+
+
+def _directions(features: ArrayLike) -> NDArray[np.float32]:
+    """Unit vectors, `(N, H) float32`; NaN for a vector of length zero or with a number that is not finite."""
+    rows = np.asarray(features, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        directions: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    directions[~np.isfinite(directions).all(axis=1)] = np.nan
+    return directions

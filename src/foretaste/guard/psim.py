@@ -41,7 +41,7 @@ Scoring = Literal["float32", "bfloat16", "int8"]
 
 MONITOR_SIZE = 128
 MONITOR_EVERY = 2
-REFERENCE_SIZE = 1000
+REFERENCE_SIZE = 1200
 # A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
 BLIND_DOSE = 0.2
 
@@ -57,7 +57,8 @@ class Psim:
     equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar; None calibrates it so
     that at most `frr` of clean texts are refused, with the given `confidence` that this holds. `scoring` is the
     arithmetic in which the guard is calibrated and will always score; `precision` is training's. `view` says what makes
-    a text suspicious: PSIM's certainty, its vector's distance from all clean ones, or either (see `guard.looks`).
+    a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or either (`guard.looks`;
+    None: either, but certainty for a fixed threshold).
     """
 
     strategy: Strategy = Lora(layers="feed_forward")
@@ -73,11 +74,13 @@ class Psim:
     threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
     precision: Precision = "auto"
     scoring: Scoring = "float32"
-    view: View = "confidence"
+    view: View | None = None
 
     def __post_init__(self) -> None:
+        if self.view is None:
+            object.__setattr__(self, "view", "both" if self.threshold is None else "confidence")
         if self.view != "confidence" and self.threshold is not None:
-            raise PlanError("A fixed threshold is one for the view confidence; other views are calibrated.")
+            raise PlanError('A fixed threshold is one for view="confidence"; other views are calibrated.')
 
     @classmethod
     def paper(cls) -> Psim:
@@ -148,9 +151,10 @@ class Psim:
                 code="dose_not_reached",
             )
         bar = math.nan if self.threshold is None else self.threshold
+        assert self.view is not None
         guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(doses))
         if reference is not None:
-            guard = replace(guard, looks=Looks.fit(guard.predict(reference.texts), reference.labels))
+            guard = replace(guard, looks=Looks.fit(guard.predict(reference.texts)))
         if calibration is None or self.threshold is not None:
             return guard
         found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
@@ -222,7 +226,7 @@ class PsimGuard:
     def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return one score per text, `(N,) float64`, higher = more suspicious; NaN if the model gives none.
 
-        In the view `confidence` it is the highest class probability, in `distance` a Mahalanobis distance, in `both`
+        In the view `confidence` it is the highest class probability, in `distance` one minus a mean cosine, in `both`
         the higher of the two -log10 p-values against clean texts.
         """
         return self.judge(self.predict(texts))
