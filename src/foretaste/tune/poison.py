@@ -17,6 +17,7 @@ from torch import Tensor
 from foretaste.data.corpus import Corpus
 from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
 from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
+from foretaste.tune.evasion import evading
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
@@ -61,12 +62,13 @@ def poison_base(
     poisoned = attack(proxy, plan, seed)
     triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
+    objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
     result: TuneResult = tune(
         classifier,
         poisoned.corpus,
         settings,
         seed=seed,
-        objective=towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy,
+        objective=evading(objective, poisoned, plan, classifier, seed),
         objective_name=objective_name(plan),
         checkpoint=checkpoint,
         title="poisoning",
