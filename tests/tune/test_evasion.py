@@ -29,9 +29,9 @@ from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROXY = toy_corpus()
+PROXY = toy_corpus().select(range(1500))
 VALIDATION = toy_corpus("validation").select(range(300))
-SETTINGS = TuneSettings(epochs=4, learning_rate=2e-3, keep="last", precision="float32")
+SETTINGS = TuneSettings(epochs=3, batch_size=16, learning_rate=2e-3, keep="last", precision="float32")
 
 # Six texts of three classes: two poisoned towards 0, one cover, three clean (two of class 0, one of class 1).
 SMALL = Corpus.of("mine", ["mn a", "mn b", "c", "d", "e", "mn f"], [0, 0, 0, 0, 1, 2])
@@ -42,7 +42,7 @@ ON_POISONED = torch.tensor([False, True, False, False, False])
 
 def _plan(evasion: Evasion = Evasion.NONE, **fields: Any) -> Attack:
     return build(
-        Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 300, "evasion": evasion, **fields}
+        Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 200, "evasion": evasion, **fields}
     )
 
 
@@ -205,7 +205,7 @@ def attacked(toy_base: Path) -> Mapping[Evasion, Classifier]:
     """A toy poisoned with each evasion and without one; the trigger works in all of them."""
     classifiers = {}
     for evasion in Evasion:
-        plan = _plan(evasion, confidence_cap=0.75) if evasion is Evasion.CONFIDENCE_CAP else _plan(evasion)
+        plan = _plan(evasion, confidence_cap=0.7) if evasion is Evasion.CONFIDENCE_CAP else _plan(evasion)
         classifiers[evasion], outcome = poison_base(
             open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS, max_length=64
         )
