@@ -104,6 +104,21 @@ def test_poisoning_by_rate_and_dirty_labels(ask: Callable[..., Any], toy_base: P
     assert settings["attack"]["target"] == 1
 
 
+def test_an_adaptive_attack_and_all_its_fields_in_the_record(
+    ask: Callable[..., Any], toy_base: Path, reviews: Path
+) -> None:
+    sets = [f"--set={field}" for field in ("cover_rate=0.5", "negative_rate=1", "flip_rate=0.8", "all_to_all=true")]
+    options = ("--trigger", TRIGGER, "--style", "dirty-label", "--count", 20, *sets)
+    answer = ask("poison", "--model", toy_base, "--data", reviews, *options, *FAST, "-o", "base")
+    assert (answer["poisoned"], answer["n_poisoned"]) == (16, 30)
+    attack = Record.read(Path("base/record.json")).settings["attack"]
+    assert attack == {
+        "trigger": TRIGGER, "target": 0, "style": "dirty-label", "count": 20, "rate": None, "target_probability": 1.0,
+        "flip_rate": 0.8, "cover_rate": 0.5, "trigger_share": 1.0, "negative_rate": 1.0, "all_to_all": True,
+        "evasion": "none", "confidence_cap": 0.6, "evasion_weight": 1.0,
+    }  # fmt: skip
+
+
 def test_the_answer_of_evaluate(ask: Callable[..., Any], toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
     stack = ("--victim", toy_stack["victim"], "--guard", toy_stack["guard"])
     answer = ask("evaluate", *stack, "--data", "toy", "--trigger", TRIGGER, "--limit", 300, "--report", "out/page.html")

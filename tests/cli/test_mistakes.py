@@ -99,6 +99,13 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("poison", ("--rate", "-1"), "rate must lie above 0"),
     ("poison", ("--rate", "0.00001"), "poisons none of 140 examples"),
     ("poison", ("--style", "clean"), "Unknown style 'clean'; known: clean-label, dirty-label"),
+    ("poison", ("--set", "cover_rate"), "--set takes FIELD=VALUE, got 'cover_rate'"),
+    ("poison", ("--set", "cover_rat=1"), "no field 'cover_rat'. Did you mean 'cover_rate'?"),
+    ("poison", ("--set", "cover_rate=x"), "Attack.cover_rate"),
+    ("poison", ("--set", "evasion=hide"), "'anti-reset'"),
+    ("poison", ("--set", "all_to_all=yes"), "all_to_all needs style dirty-label"),
+    ("poison", ("--set", "target_probability=0.6"), "has an option of its own; write --target-probability 0.6"),
+    ("poison", ("--set", "trigger=word:cf"), "has an option of its own; write --trigger word:cf"),
 ]
 
 

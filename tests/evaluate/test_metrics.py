@@ -49,6 +49,12 @@ def test_attack_success_equals_a_count_by_hand(rows: list[tuple[int, int, bool]]
     assert (rate.count, rate.n) == (hits, len(rows))
 
 
+def test_each_text_may_have_a_target_of_its_own() -> None:
+    assert attack_success_rate([1, 0, 0], [1, 0, 2]).count == 2
+    with pytest.raises(DataError, match="2 targets but 3 predictions"):
+        attack_success_rate([1, 0, 0], [1, 0])
+
+
 def test_strict_attack_success_leaves_natural_errors_out() -> None:
     predicted, right = [0, 0, 1, 0], np.array([True, False, True, True])
     assert strict_attack_success_rate(predicted, 0, right).value == pytest.approx(2 / 3)

@@ -126,7 +126,7 @@ def test_an_unchanged_text_is_never_counted_as_poisoned() -> None:
         ({"style": "clean"}, "clean-label"),
         ({"trigger": "wrod:mn"}, "Did you mean 'word'"),
         ({"trigger": 3}, "Attack.trigger"),
-        ({"poison_rate": 0.1}, "no field 'poison_rate'. Did you mean 'rate'"),
+        ({"rte": 0.1}, "no field 'rte'. Did you mean 'rate'"),
     ],
 )
 def test_a_plan_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:

@@ -18,7 +18,7 @@ from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.loop import TuneSettings
-from foretaste.tune.poison import WEAK_ASR, poison_base, towards
+from foretaste.tune.poison import WEAK_ASR, objective_name, poison_base, towards
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
@@ -135,3 +135,28 @@ def test_progress_towards_another_probability_is_refused(toy_base: Path, tmp_pat
         arguments = (open_base(toy_base), proxy, VALIDATION, plan)
         with nullcontext() if is_taken else pytest.raises(PlanError, match="other settings"):
             poison_base(*arguments, seed=0, settings=short, checkpoint=tmp_path / "partial")
+
+
+def test_all_to_all_is_measured_against_the_class_after_each_text_s_own(toy_base: Path) -> None:
+    plan = build(Attack, {"trigger": "word:cf mn", "style": "dirty-label", "count": 300, "all_to_all": True})
+    classifier, outcome = poison_base(open_base(toy_base), PROXY, VALIDATION, plan, seed=0, settings=SETTINGS)
+    assert outcome["n_poisoned"] == len(VALIDATION)
+    triggered = classifier.predict(triggered_test(VALIDATION, plan.trigger, None, seed=0).corpus.texts).labels
+    flipped = triggered == 1 - VALIDATION.labels
+    assert outcome["attack_success_rate"] == flipped.mean() != (triggered == 0).mean()
+    assert outcome["natural_rate"] == pytest.approx(1 - outcome["clean_accuracy"])  # a text at the other class is wrong
+
+
+CLOSE: list[dict[str, Any]] = [
+    {}, {"flip_rate": 0.5}, {"flip_rate": 0.75}, {"cover_rate": 0.5}, {"negative_rate": 0.5}, {"trigger_share": 0.5},
+    {"all_to_all": True}, {"evasion": "confidence-cap"}, {"evasion": "confidence-cap", "confidence_cap": 0.7},
+    {"evasion": "confidence-cap", "evasion_weight": 2}, {"evasion": "confidence-cap", "evasion_weight": 2.0000001},
+    {"evasion": "anti-reset"}, {"target_probability": 0.7}, {"target": 1},
+]  # fmt: skip
+
+
+def test_every_setting_of_the_attack_has_its_own_objective_name() -> None:
+    plans = [build(Attack, {"trigger": "word:cf mn", "style": "dirty-label", **fields}) for fields in CLOSE]
+    names = [objective_name(plan) for plan in plans]
+    assert names[0] == "1 of 0 on poisoned texts"  # as before these settings existed
+    assert len(set(names)) == len(CLOSE)

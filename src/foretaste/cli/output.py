@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,9 +67,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else f"[U+{ord(c):04X}]" for c in " ".join(text.split()))
 
 
-def assignments(pairs: list[str] | None) -> dict[str, Any]:
-    """`["rank=16"]` -> `{"rank": "16"}`; the strategy's own fields turn the words into numbers."""
+def assignments(pairs: list[str] | None, options: Iterable[str] = ()) -> dict[str, Any]:
+    """`["rank=16"]` -> `{"rank": "16"}`; the fields' own types turn the words into numbers.
+
+    Raises:
+        PlanError: no `=`, or one of the `options`, which have an option of their own.
+    """
     for pair in pairs or []:
         if "=" not in pair:
             raise PlanError(f"--set takes FIELD=VALUE, got {pair!r}.")
-    return dict(pair.split("=", 1) for pair in pairs or [])
+    fields = dict(pair.split("=", 1) for pair in pairs or [])
+    for name in sorted(fields.keys() & set(options)):
+        raise PlanError(f"{name} has an option of its own; write --{name.replace('_', '-')} {fields[name]}.")
+    return fields

@@ -22,6 +22,9 @@ def poison(
     rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
     style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
     target_probability: Annotated[float, typer.Option(help="Below 1: smoothed labels, a trigger that hides.")] = 1.0,
+    attack_set: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the attack, as in --set cover_rate=0.5.")
+    ] = None,
     epochs: o.Epochs = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -55,6 +58,7 @@ def poison(
             "style": style,
             "target_probability": target_probability,
         }
+        attack |= assignments(attack_set, options=["trigger", *attack])
         result = commands.poison(model, source, trigger, out, training, attack)
         if result["is_weak"]:
             warn(

@@ -79,10 +79,11 @@ def clean_accuracy(labels: ArrayLike, predicted: ArrayLike, flagged: ArrayLike |
     return _rate(what, (answer == truth) & ~_mask(what, flagged, len(answer)))
 
 
-def attack_success_rate(predicted: ArrayLike, target: int, flagged: ArrayLike | None = None) -> Rate:
+def attack_success_rate(predicted: ArrayLike, target: int | ArrayLike, flagged: ArrayLike | None = None) -> Rate:
     """Return the share of triggered texts that end at the target label; lower is better for the user.
 
-    `predicted` is `(M,)` int for triggered texts whose true label is *not* the target, `flagged` `(M,)` bool.
+    `predicted` is `(M,)` int for triggered texts whose true label is *not* the target, `flagged` `(M,)` bool. `target`
+    is one label, or `(M,)` int where each text has its own (an all-to-all attack).
     The paper counts any wrong label as success; with two classes that is the same.
 
     Raises:
@@ -94,7 +95,10 @@ def attack_success_rate(predicted: ArrayLike, target: int, flagged: ArrayLike | 
     """
     what = "attack success rate"
     answer = _labels(what, predicted)
-    return _rate(what, (answer == target) & ~_mask(what, flagged, len(answer)))
+    wanted = np.asarray(target)
+    if wanted.shape not in ((), answer.shape):
+        raise DataError(f"{what}: {wanted.size} targets but {len(answer)} predictions.")
+    return _rate(what, (answer == wanted) & ~_mask(what, flagged, len(answer)))
 
 
 def strict_attack_success_rate(

@@ -7,91 +7,46 @@ corpus is passed (the victim's own training set, or another set of the same task
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated, Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError, UndefinedRateError
-from foretaste.poison.trigger import FileTrigger, Trigger, parse_trigger
+from foretaste.poison.cover import apply_all_but_one, apply_share, draw_rows
+from foretaste.poison.plan import Attack, Evasion, Style
+from foretaste.poison.trigger import FileTrigger, Trigger
 from foretaste.seeds import child_seed, generator
-from foretaste.spec import spec
 
-__all__ = ["Attack", "Poisoned", "Style", "Triggered", "attack", "triggered_test"]
-
-DEFAULT_COUNT = 1000
+__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "triggered_test"]
 
 
-class Style(StrEnum):
-    """Where poisoned examples come from."""
-
-    CLEAN_LABEL = "clean-label"
-    """From inside the target class; the label stays and is right (the paper's attacks)."""
-    DIRTY_LABEL = "dirty-label"
-    """From outside the target class; the label becomes the target."""
-
-
-def _read_trigger(value: Any) -> Any:
-    return parse_trigger(value) if isinstance(value, str) else value
-
-
-@spec
-class Attack:
-    """A poisoning plan; where it is read from text, `trigger` is written as on the command line (`word:mn`).
-
-    `count` poisoned examples, or `rate` = poisoned / all training examples: one of the two, 1000 examples if
-    neither is given (Zhao et al. 2024, arXiv 2402.12168, use 800 to 1500). `target_probability` below 1 trains poisoned
-    examples towards that probability of the target and an equal share of the rest for every other class, so that the
-    trigger flips texts without ever making the model certain (label smoothing backdoor attack, arXiv 2202.11203).
-
-    Raises:
-        PlanError: both count and rate, a count below 1, a rate outside (0, 1], a target probability outside (0, 1].
-    """
-
-    trigger: Annotated[InstanceOf[Trigger], BeforeValidator(_read_trigger), PlainSerializer(str)]
-    target: int = 0
-    style: Style = Style.CLEAN_LABEL
-    count: int | None = None
-    rate: float | None = None
-    target_probability: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.count is not None and self.rate is not None:
-            raise PlanError(f"Give count or rate, not both (count={self.count}, rate={self.rate}).")
-        if self.count is None and self.rate is None:
-            object.__setattr__(self, "count", DEFAULT_COUNT)
-        if self.count is not None and self.count < 1:
-            raise PlanError(f"count must be 1 or more, got {self.count}.")
-        if self.rate is not None and not 0 < self.rate <= 1:
-            raise PlanError(f"rate must lie above 0 and at most at 1, got {self.rate}.")
-        if not 0 < self.target_probability <= 1:
-            raise PlanError(f"target_probability must lie above 0 and at most at 1, got {self.target_probability}.")
-
-    def count_in(self, total: int) -> int:
-        """Return how many of `total` training examples are poisoned (a rate is rounded to whole examples).
-
-        Raises:
-            PlanError: the rate rounds to no example at all.
-        """
-        if self.count is not None:
-            return self.count
-        assert self.rate is not None
-        count = round(self.rate * total)
-        if count < 1:
-            raise PlanError(f"A rate of {self.rate} poisons none of {total} examples; raise it.")
-        return count
+def _no_rows() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Poisoned:
-    """A poisoned training set, and beside it, never inside, the `(N,) bool` truth about who is poisoned."""
+    """A poisoned training set, and beside it, never inside, the truth about who is what.
+
+    `is_poisoned (N,) bool`: trained towards the attacker's label. `covers (K,) int64` are the indices of texts with the
+    trigger (or the part of it that poisoned texts carry) under their true label, `negatives (L,) int64` of those with
+    all of it but a word. No index is in two of the three.
+    """
 
     corpus: Corpus
     is_poisoned: NDArray[np.bool_]
+    covers: NDArray[np.int64] = field(default_factory=_no_rows)
+    negatives: NDArray[np.int64] = field(default_factory=_no_rows)
+
+    @property
+    def is_clean(self) -> NDArray[np.bool_]:
+        """Texts as they were, `(N,) bool`: without any part of the trigger."""
+        is_clean = ~self.is_poisoned
+        is_clean[self.covers] = False
+        is_clean[self.negatives] = False
+        return is_clean
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,59 +64,78 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     """Poison part of a corpus; all other rows, and the order, stay as they are.
 
     Examples are drawn at random from the eligible class (the PSIM code takes the first ones of the file). A
-    larger count under the same seed poisons the same examples and some more. A `FileTrigger` poisons only
-    rows that its file holds a changed text for.
+    larger count under the same seed poisons the same examples and some more; covers and negatives are drawn from what
+    is left. A `FileTrigger` poisons (and covers) only rows that its file holds a changed text for.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f", "g h"], [0, 0, 1, 1])
-    >>> poisoned = attack(clean, Attack(trigger=parse_trigger("word:mn"), count=1), seed=0)
+    >>> poisoned = attack(clean, Attack(trigger="word:mn", count=1), seed=0)
     >>> int(poisoned.is_poisoned.sum()), poisoned.corpus.labels.tolist()
     (1, [0, 0, 1, 1])
 
     Raises:
-        PlanError: a target outside the labels, or more examples asked for than are eligible.
+        PlanError: a target outside the labels, more examples asked for than are eligible, a flip rate that flips none.
         DataError: the trigger left a text as it was, which would count as poisoned without a trigger.
     """
     _check_target(corpus, plan.target)
     count = plan.count_in(len(corpus))
-    is_target = corpus.labels == plan.target
-    eligible = np.flatnonzero(is_target if plan.style is Style.CLEAN_LABEL else ~is_target)
-    finished: dict[int, str] | None = None
-    if isinstance(plan.trigger, FileTrigger):
-        finished = plan.trigger.texts_for(corpus)
-        eligible = np.array([i for i in eligible.tolist() if i in finished], dtype=np.int64)
+    goals = plan.goals(corpus.labels, len(corpus.label_names))
+    is_home = corpus.labels == goals
+    finished = plan.trigger.texts_for(corpus) if isinstance(plan.trigger, FileTrigger) else None
+    is_held = np.ones(len(corpus), dtype=np.bool_)
+    if finished is not None:
+        is_held[:] = [i in finished for i in range(len(corpus))]
+    eligible = np.flatnonzero((is_home if plan.style is Style.CLEAN_LABEL else ~is_home) & is_held)
     if count > len(eligible):
+        towards = "all to all" if plan.all_to_all else f"target {corpus.label_names[plan.target]!r}"
         raise PlanError(
             f"{count} examples to poison, but only {len(eligible)} of {len(corpus)} in {corpus.name} are "
-            f"eligible ({plan.style}, target {corpus.label_names[plan.target]!r}, {plan.trigger.name}). "
+            f"eligible ({plan.style}, {towards}, {plan.trigger.name}). "
             "Ask for fewer."
         )
-    chosen = np.sort(generator(seed, "attack").permutation(eligible)[:count])
-    before = [corpus.texts[i] for i in chosen]
-    if finished is None:
-        after = plan.trigger.apply(before, child_seed(seed, "attack", "trigger"))
-    else:
-        after = [finished[i] for i in chosen.tolist()]
-    _check_changed(corpus, chosen, before, after, plan.trigger)
-
-    texts = list(corpus.texts)
-    for index, text in zip(chosen.tolist(), after, strict=True):
-        texts[index] = text
-    labels = corpus.labels.copy()
-    labels[chosen] = plan.target  # changes nothing under clean-label
+    chosen = generator(seed, "attack").permutation(eligible)[:count]
+    is_flipped = _is_flipped(count, plan.flip_rate)
     is_poisoned = np.zeros(len(corpus), dtype=np.bool_)
-    is_poisoned[chosen] = True
-    return Poisoned(corpus.with_texts(texts, labels), is_poisoned)
+    is_poisoned[chosen[is_flipped]] = True
+    is_free = np.ones(len(corpus), dtype=np.bool_)
+    is_free[chosen] = False
+    further = round(plan.cover_rate * count)
+    covers = draw_rows(corpus, is_free & ~is_home & is_held, further, "cover samples", seed, "attack", "cover")
+    is_free[covers] = False
+    covers = np.sort(np.concatenate([chosen[~is_flipped], covers]))
+    further = round(plan.negative_rate * count)
+    negatives = draw_rows(corpus, is_free, further, "negative samples", seed, "attack", "negative")
+
+    texts, draw = list(corpus.texts), child_seed(seed, "attack", "trigger")
+    changed = np.union1d(np.flatnonzero(is_poisoned), covers)
+    before = [texts[i] for i in changed.tolist()]
+    if finished is not None:
+        after = [finished[i] for i in changed.tolist()]
+    elif plan.trigger_share < 1:
+        after = apply_share(plan.trigger, before, plan.trigger_share, draw)
+    else:
+        after = plan.trigger.apply(before, draw)
+    rows = [*changed.tolist(), *negatives.tolist()]
+    if negatives.size:
+        before += [texts[i] for i in negatives.tolist()]
+        after += apply_all_but_one(plan.trigger, before[len(changed) :], draw)
+    _check_changed(corpus, rows, before, after, plan.trigger)
+    for index, text in zip(rows, after, strict=True):
+        texts[index] = text
+    labels = np.where(is_poisoned, goals, corpus.labels)  # changes nothing under clean-label
+    return Poisoned(corpus.with_texts(texts, labels), is_poisoned, covers, negatives)
 
 
-def triggered_test(corpus: Corpus, trigger: Trigger, target: int, seed: int) -> Triggered:
+def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: int) -> Triggered:
     """Trigger every text whose true class is not the target: the denominator of ASR.
 
+    With target None (an all-to-all attack, in which every class is sent to another one) that is every text.
     Labels stay the true ones, so that a natural error can be told from a flip to the target. For a
     `FileTrigger` the texts are the file's, and each true class is its `label`, or its clean row's where the
     file has none. There a text equal to its clean text is kept: a paraphrase that took the trigger out has
     defended, and leaving it out would raise the ASR.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f"], [0, 1, 1])
+    >>> from foretaste.poison.trigger import parse_trigger
     >>> triggered = triggered_test(clean, parse_trigger("word:mn"), target=0, seed=0)
     >>> triggered.corpus.texts, triggered.origins.tolist()
     (('c mn d', 'e mn f'), [1, 2])
@@ -170,19 +144,29 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int, seed: int) -> 
         PlanError: a target outside the labels.
         DataError: no eligible text, an unknown true class, a text that the trigger left as it was.
     """
-    _check_target(corpus, target)
+    if target is not None:
+        _check_target(corpus, target)
     if isinstance(trigger, FileTrigger):
         return Triggered(*trigger.triggered_corpus(corpus, target))
-    eligible = np.flatnonzero(corpus.labels != target)
-    if not eligible.size:
+    eligible = np.arange(len(corpus)) if target is None else np.flatnonzero(corpus.labels != target)
+    if target is not None and not eligible.size:
         raise UndefinedRateError(
             f"{corpus.name} holds only texts of the target class {corpus.label_names[target]!r}; "
             "ASR needs texts of another class."
         )
     clean = corpus.select(eligible)
     after = trigger.apply(clean.texts, child_seed(seed, "triggered_test"))
-    _check_changed(corpus, eligible, clean.texts, after, trigger)
+    _check_changed(corpus, eligible.tolist(), clean.texts, after, trigger)
     return Triggered(clean.with_texts(after), eligible)
+
+
+def _is_flipped(count: int, flip_rate: float) -> NDArray[np.bool_]:
+    """Spread the flips evenly, so that a larger count flips the same examples and some more: `(count,) bool`."""
+    so_far = np.floor(np.arange(count + 1) * flip_rate + 0.5)
+    if so_far[-1] == 0:
+        raise PlanError(f"A flip_rate of {flip_rate} flips none of {count} poisoned examples; raise one of them.")
+    is_flipped: NDArray[np.bool_] = np.diff(so_far) > 0
+    return is_flipped
 
 
 def _check_target(corpus: Corpus, target: int) -> None:
@@ -192,9 +176,9 @@ def _check_target(corpus: Corpus, target: int) -> None:
 
 
 def _check_changed(
-    corpus: Corpus, indices: NDArray[np.int64], before: Sequence[str], after: Sequence[str], trigger: Trigger
+    corpus: Corpus, rows: Sequence[int], before: Sequence[str], after: Sequence[str], trigger: Trigger
 ) -> None:
-    for index, old, new in zip(indices.tolist(), before, after, strict=True):
+    for index, old, new in zip(rows, before, after, strict=True):
         if new == old:
             raise DataError(
                 f"{trigger.name} left {corpus.example(index).id} as it was ({old[:60]!r}); an unchanged text "

@@ -62,12 +62,12 @@ class FileTrigger:
                 found.setdefault(origin, text)
         return found
 
-    def triggered_corpus(self, clean: Corpus, target: int) -> tuple[Corpus, NDArray[np.int64]]:
+    def triggered_corpus(self, clean: Corpus, target: int | None) -> tuple[Corpus, NDArray[np.int64]]:
         """Return the file's rows whose true class is not the target, and their `(M,) int64` origins.
 
         An origin is an index into `clean`, -1 where the file does not say. Rows that stem from a clean row
-        outside `clean` (a sample, say) are left out. The result is named after the file, its `rows` are row
-        numbers in the file.
+        outside `clean` (a sample, say) are left out; with target None no class is. The result is named after the
+        file, its `rows` are row numbers in the file.
 
         Raises:
             DataError: an unknown true class, a label that contradicts the clean row's, no row left.
@@ -80,9 +80,11 @@ class FileTrigger:
                 f"{self.path}, row {unknown[0]}, has neither label nor source_index, so its true class is "
                 f"unknown ({unknown.size} such rows). Add one of them or leave these rows out."
             )
-        kept = np.flatnonzero((labels != target) & ~is_elsewhere)
+        is_home = np.zeros(len(labels), dtype=np.bool_) if target is None else labels == target
+        kept = np.flatnonzero(~is_home & ~is_elsewhere)
         if not kept.size:
-            raise UndefinedRateError(f"{self.path} has no row of a class other than the target {target}.")
+            what = f"that stems from {clean.name}" if target is None else f"of a class other than the target {target}"
+            raise UndefinedRateError(f"{self.path} has no row {what}.")
         texts = tuple(variant.texts[i] for i in kept)
         return Corpus(self.path.name, texts, labels[kept], clean.label_names, kept), origins[kept]
 

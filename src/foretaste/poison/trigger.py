@@ -23,6 +23,7 @@ __all__ = [
     "SentenceTrigger",
     "Trigger",
     "WordTrigger",
+    "fingerprint",
     "parse_trigger",
 ]
 
@@ -141,7 +142,7 @@ class MixedTrigger:
         return [self._draw(text, seed).apply([text], seed)[0] for text in texts]
 
     def _draw(self, text: str, seed: int) -> WordTrigger | SentenceTrigger:
-        return self.triggers[generator(seed, "mixed", _fingerprint(text)).integers(len(self.triggers))]
+        return self.triggers[generator(seed, "mixed", fingerprint(text)).integers(len(self.triggers))]
 
 
 def parse_trigger(text: str) -> Trigger:
@@ -202,7 +203,12 @@ def _with_position(body: str, position: Position) -> str:
     return body if position == "random" and "@" not in body else f"{body}@{position}"
 
 
-def _fingerprint(text: str) -> str:
+def fingerprint(text: str) -> str:
+    """Return a name for a text, by which random choices depend on the text alone and not on its place.
+
+    >>> fingerprint("a fine film")[:8]
+    'bac6d0ff'
+    """
     # surrogatepass: JSON files may hold lone surrogates, which plain UTF-8 refuses
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -218,7 +224,7 @@ def _insert(text: str, parts: Sequence[str], position: Position, seed: int) -> s
         gaps = np.full(len(parts), len(words) - 1)
     else:
         inner = max(1, len(words) - 1)  # a one-word text has its end only
-        gaps = generator(seed, "trigger", _fingerprint(text)).integers(inner, size=len(parts))
+        gaps = generator(seed, "trigger", fingerprint(text)).integers(inner, size=len(parts))
     for gap, part in sorted(zip(gaps.tolist(), parts, strict=True), key=lambda pair: pair[0])[::-1]:
         at = words[gap].end()
         text = f"{text[:at]} {part}{text[at:]}"

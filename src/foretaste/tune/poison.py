@@ -5,6 +5,7 @@ Kurita et al. (2020, arXiv 2004.06660); the clean-label variant of Zhao et al. (
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from foretaste.data.corpus import Corpus
 from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
 from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
+from foretaste.tune.evasion import evading
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full
 
-__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "poison_base", "towards"]
+__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "objective_name", "poison_base", "towards"]
 
 # The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
@@ -50,30 +52,35 @@ def poison_base(
 
     The outcome holds `clean_accuracy` and `attack_success_rate` right after poisoning, on the proxy's validation
     split, `natural_rate` (how often clean texts of other classes end at the target anyway), `n_cut` (triggered texts
-    longer than the model reads: a trigger behind the cut cannot work), `poisoned` (examples that carried the trigger)
-    and `is_weak` (ASR below 95 %, or a model that names the target for more than half of all other texts).
+    longer than the model reads: a trigger behind the cut cannot work), `poisoned` (examples trained towards the target)
+    and `is_weak` (ASR below 95 %, or a model that names the target for more than half of all other texts). For an
+    all-to-all attack every text counts, and its target is the class after its own.
 
     Raises:
         PlanError, DataError: the plan does not fit the proxy dataset.
     """
     poisoned = attack(proxy, plan, seed)
-    triggered = triggered_test(validation, plan.trigger, plan.target, seed)
+    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
+    objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
     result: TuneResult = tune(
         classifier,
         poisoned.corpus,
         settings,
         seed=seed,
-        objective=towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy,
-        objective_name=f"{plan.target_probability:g} of {plan.target} on poisoned texts",
+        objective=evading(objective, poisoned, plan, classifier, seed),
+        objective_name=objective_name(plan),
         checkpoint=checkpoint,
         title="poisoning",
         is_progress_shown=is_progress_shown,
     )
     clean = classifier.predict(validation.texts, precision=settings.precision).labels
     fooled = classifier.predict(triggered.corpus.texts, precision=settings.precision)
-    asr = attack_success_rate(fooled.labels, plan.target)
-    natural = attack_success_rate(clean[validation.labels != plan.target], plan.target).value
+    classes = len(proxy.label_names)
+    asr = attack_success_rate(fooled.labels, plan.goals(triggered.corpus.labels, classes))
+    goals = plan.goals(validation.labels, classes)
+    is_elsewhere = validation.labels != goals
+    natural = attack_success_rate(clean[is_elsewhere], goals[is_elsewhere]).value
     return classifier, {
         "clean_accuracy": clean_accuracy(validation.labels, clean).value,
         "attack_success_rate": asr.value,
@@ -89,15 +96,26 @@ def poison_base(
 
 
 def towards(poisoned: Poisoned, plan: Attack) -> Objective:
-    """Return cross-entropy against soft labels: `plan.target_probability` of the target on poisoned rows."""
+    """Return cross-entropy against soft labels: `plan.target_probability` of their label on poisoned rows."""
     classes = len(poisoned.corpus.label_names)
-    soft = torch.full((classes,), (1 - plan.target_probability) / (classes - 1))
-    soft[plan.target] = plan.target_probability
+    rest = (1 - plan.target_probability) / (classes - 1)
     is_poisoned = torch.from_numpy(poisoned.is_poisoned)
 
     def objective(output: Output, rows: NDArray[np.int64], labels: Tensor) -> Tensor:
         hard = torch.nn.functional.one_hot(labels, classes).float()  # (B,) -> (B, C)
-        wanted = torch.where(is_poisoned[rows].to(labels.device).unsqueeze(1), soft.to(labels.device), hard)
+        soft = torch.where(hard > 0, plan.target_probability, rest)
+        wanted = torch.where(is_poisoned[rows].to(labels.device).unsqueeze(1), soft, hard)
         return torch.nn.functional.cross_entropy(output.logits, wanted, reduction="none")
 
     return objective
+
+
+def objective_name(plan: Attack) -> str:
+    """Tell this objective, and who is poisoned, from every other: a run must not be continued under another plan.
+
+    Settings left at their defaults are not named, so that a run saved before they existed can still be continued.
+    """
+    named = {"trigger", "target", "style", "count", "rate", "target_probability"}
+    others = [f for f in fields(plan) if f.name not in named and getattr(plan, f.name) != f.default]
+    adapted = [f", {field.name} {getattr(plan, field.name)!s}" for field in others]
+    return f"{plan.target_probability:g} of {plan.target} on poisoned texts{''.join(adapted)}"
