@@ -7,10 +7,11 @@ best window of eight neighbours, whichever is smaller; words that need not be le
 (if more words never lower a score) every word of the set is needed. A set names one word of each copy. What it stands
 for is read off by leave-one-out with all of the set but one word left out: whatever word then is decisive carries. Near
 the threshold any word may be decisive; a word that lowers the score less than half as far below it as another does not
-count as one that carries.
+count as one that carries. A last look makes sure that the text passes without all of them; if it does not (a guard may
+score a text higher without a word), the set alone is named, or the one word that lowers the score most.
 
-Cost, in texts that the guard scores, for a text of W words: W + 1 if a single word is decisive (every triggered text
-but a few in docs/explain.md); otherwise up to 5 W more, and W for each word of the set, of which there are at most 16.
+Cost, in texts that the guard scores, for a text of W words: W + 1 or W + 2 if a single word is decisive (of triggered
+texts all but a few, docs/explain.md); otherwise up to 5 W more, and W for each word of the set, at most 16.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def _investigate(guard: Scorer, cases: Sequence[_Case]) -> None:
         case.drops = case.score - scores
         decisive = _decisive(scores, guard)
         if decisive:
+            case.needed = frozenset({min(decisive, key=scores.item)})
             case.carrying, case.finding = set(decisive), Finding.EXPLAINED
         elif case.count > 1:
             hard.append(case)
@@ -186,6 +188,7 @@ def _investigate(guard: Scorer, cases: Sequence[_Case]) -> None:
             contexts += [(case, case.needed - {word}) for word in sorted(case.needed)]
     for (case, left_out), scores in zip(contexts, _leave_one_out(guard, contexts), strict=True):
         case.carrying |= set(_decisive(scores, guard)) - left_out
+    _confirm(guard, [case for case in cases if len(case.carrying) > len(case.needed)])
 
 
 def _find_sets(guard: Scorer, cases: Sequence[_Case]) -> None:
@@ -212,6 +215,13 @@ def _put_back(guard: Scorer, cases: Sequence[_Case]) -> None:
         for ((case, smaller),), scores in zip(variants, _score(guard, variants), strict=True):
             if _passing(scores, guard):
                 case.needed = frozenset(smaller)
+
+
+def _confirm(guard: Scorer, cases: Sequence[_Case]) -> None:
+    """Fall back to `needed`, without which a case surely passes, where it does not pass without all that carries."""
+    for case, scores in zip(cases, _score(guard, [[(case, case.carrying)] for case in cases]), strict=True):
+        if not _passing(scores, guard):
+            case.carrying = set(case.needed)
 
 
 def _leave_one_out(guard: Scorer, contexts: Sequence[Variant]) -> list[Array]:
