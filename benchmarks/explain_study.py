@@ -27,7 +27,7 @@ from foretaste.poison.trigger import parse_trigger
 
 HEAD = (
     "| trigger | seed | refused | explained | exactly the trigger | only words of it | mostly | guard passes a word | "
-    "seconds | shared by refused texts | clean texts refused | explained | words marked in them |"
+    "seconds | shared by refused texts | clean texts refused | explained | words marked in them, median |"
 )
 
 

@@ -244,7 +244,7 @@ def test_an_explanation_is_safe_for_terminals_and_its_marks_cannot_be_forged(
     [
         (Reason.SCORE_NOT_FINITE, float("nan"), "    not explained: its score is not finite"),
         (Reason.SCORE_ABOVE_THRESHOLD, 0.9, "    not explained: the guard refuses it whatever words are left out"),
-        (Reason.VICTIM_NOT_FINITE, 0.1, "    not explained: scored by itself, the guard accepts it"),
+        (Reason.VICTIM_NOT_FINITE, 0.1, "    not explained: scored again, the guard accepts it"),
     ],
 )
 def test_what_is_not_explained_is_said(

@@ -17,7 +17,7 @@ MOST_EXPLAINED = 50
 LONGEST_LINE, AROUND = 160, 40
 
 REASONS = {
-    Finding.ACCEPTED: "scored by itself, the guard accepts it",
+    Finding.ACCEPTED: "scored again, the guard accepts it",
     Finding.SCORE_NOT_FINITE: "its score is not finite",
     Finding.STILL_FLAGGED: "the guard refuses it whatever words are left out",
     Finding.TOO_MANY_WORDS: "no small set of words carries the flag",
