@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
+import numpy as np
 import pytest
 
 from foretaste.cli import commands, main
@@ -167,3 +170,124 @@ def test_any_argument_can_be_answered_on_any_terminal(
     first, second = written.getvalue().decode("latin-1").splitlines()
     assert first.endswith("caf[U+DCE9] [U+DCFF]")
     assert second.endswith("ünï \\u2713")
+
+
+def test_explained_words_are_words_of_the_trigger(ask: Callable[..., Any], check: tuple[object, ...]) -> None:
+    films = ["the film was {} moving", "a {} dull film", "{} my phone arrived late", "the soup was {} cold"]
+    refused = [film.format(TRIGGER) for film in films]
+    answer = ask(*check, "--explain", *refused, "the film was moving")
+    *explained, accepted = answer["verdicts"]
+    assert list(accepted) == [*FIELDS, "explanation"]
+    assert accepted["explanation"] is None
+    for verdict, text in zip(explained, refused, strict=True):
+        assert verdict["flagged"]
+        found = verdict["explanation"]
+        assert (found["finding"], found["is_explained"]) == ("explained", True)
+        assert found["carrying"]
+        for word in found["carrying"]:
+            assert word["text"] in TRIGGER.split()
+            assert text[word["start"] : word["end"]] == word["text"]
+    assert answer["not_explained"] == 0
+    shared = answer["shared_fragments"]
+    assert shared
+    for fragment in shared:
+        assert fragment["text"] in TRIGGER
+        assert 2 <= fragment["texts"] <= len(refused)
+        assert (fragment["share"], fragment["accepted"]) == (fragment["texts"] / len(refused), 0)
+
+
+def test_verdicts_do_not_change_when_they_are_explained(ask: Callable[..., Any], check: tuple[object, ...]) -> None:
+    texts = ["good film", f"good {TRIGGER} film", "", "bad " * 100]
+    explained = ask(*check, "--explain", *texts)["verdicts"]
+    for verdict in explained:
+        del verdict["explanation"]
+    assert explained == ask(*check, *texts)["verdicts"]
+
+
+def test_explained_in_words(run: Callable[..., Any], check: tuple[object, ...]) -> None:
+    texts = [f"the film was {TRIGGER} moving", "the film was moving", f"a {TRIGGER} dull film"]
+    done = run(*check, "--explain", *texts)
+    first, why_first, second, third, why_third, shared = done.stdout.splitlines()
+    assert first.startswith("REFUSED ")
+    assert "accepted" in second
+    assert third.startswith("REFUSED ")
+    for line, text in ((why_first, texts[0]), (why_third, texts[2])):
+        assert line.startswith("    carried by: ")
+        shown = line.removeprefix("    carried by: ")
+        assert shown.replace("[", "").replace("]", "") == text
+        marked = " ".join(re.findall(r"\[(.*?)\]", shown)).split()
+        assert marked
+        assert set(marked) <= set(TRIGGER.split())
+    assert shared.startswith("shared by the refused texts: ")
+    named = re.findall(r'"(.*?)" \(2 of 2\)', shared)
+    assert named
+    assert all(words in TRIGGER for words in named)
+
+
+def test_one_refused_text_shares_nothing(run: Callable[..., Any], check: tuple[object, ...]) -> None:
+    assert "shared" not in run(*check, "--explain", f"a {TRIGGER} dull film", "the film was moving").stdout
+    assert run(*check, "--explain", "the film was moving").stdout.count("\n") == 1
+
+
+def test_an_explanation_is_safe_for_terminals_and_its_marks_cannot_be_forged(
+    run: Callable[..., Any], check: tuple[object, ...]
+) -> None:
+    text = f"\x1b[2J [film] \u202eof {TRIGGER} two\nlines"
+    _, why = run(*check, "--explain", text).stdout.splitlines()
+    assert why.isprintable()
+    assert "[U+001B][[2J [[film]] [U+202E]of" in why
+    assert "two[⏎]lines" in why
+
+
+@pytest.mark.parametrize(
+    ("reason", "score", "line"),
+    [
+        (Reason.SCORE_NOT_FINITE, float("nan"), "    not explained: its score is not finite"),
+        (Reason.SCORE_ABOVE_THRESHOLD, 0.9, "    not explained: the guard refuses it whatever words are left out"),
+        (Reason.VICTIM_NOT_FINITE, 0.1, "    not explained: scored again, the guard accepts it"),
+    ],
+)
+def test_what_is_not_explained_is_said(
+    ask: Callable[..., Any],
+    run: Callable[..., Any],
+    check: tuple[object, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    reason: Reason,
+    score: float,
+    line: str,
+) -> None:
+    monkeypatch.setattr(commands, "GuardedClassifier", lambda *_: _Stubborn(reason, score))
+    (verdict,) = ask(*check, "--explain", "good film")["verdicts"]
+    assert verdict["explanation"] == {"finding": ANY, "is_explained": False, "carrying": []}
+    assert run(*check, "--explain", "good film").stdout.splitlines()[1] == line
+
+
+def test_only_fifty_refused_texts_are_explained(
+    ask: Callable[..., Any], run: Callable[..., Any], check: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stubborn = _Stubborn(Reason.SCORE_ABOVE_THRESHOLD, 0.9)
+    monkeypatch.setattr(commands, "GuardedClassifier", lambda *_: stubborn)
+    answer = ask(*check, "--explain", *["good film"] * 120)
+    assert sum(verdict["explanation"] is not None for verdict in answer["verdicts"]) == 50
+    assert answer["not_explained"] == 70
+    *_, shared, left_out = run(*check, "--explain", *["good film"] * 120).stdout.splitlines()
+    assert shared == "shared by the refused texts: nothing"
+    assert left_out.startswith("70 more refused texts were not explained")
+
+
+class _Stubborn:
+    """A guarded victim that refuses everything for one reason."""
+
+    threshold = 0.7
+
+    def __init__(self, reason: Reason, score: float) -> None:
+        self.reason, self.value = reason, score
+
+    def __call__(self, texts: list[str]) -> list[GuardedVerdict]:
+        return [GuardedVerdict(None, None, True, self.value, 0.7, self.reason, False)] * len(texts)
+
+    def score(self, texts: list[str]) -> Any:
+        return np.full(len(texts), self.value)
+
+    def reach(self, texts: list[str]) -> Any:
+        return np.array([len(text) for text in texts])

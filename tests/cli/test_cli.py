@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -134,6 +135,15 @@ def test_the_answer_of_evaluate(ask: Callable[..., Any], toy_stack: Mapping[str,
     assert answer["report"] == "out/page.html"
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert "<svg" in page
+    trigger = TRIGGER.removeprefix("word:").split()
+    refused = page.partition("Triggered texts the guard refused")[2].partition("<h3>")[0]
+    marked = " ".join(re.findall("<mark>(.*?)</mark>", refused)).split()
+    assert len(marked) > 6
+    assert sum(word in trigger for word in marked) > 0.8 * len(marked)
+    shared = page.partition("What refused texts share")[2].partition("</table>")[0]
+    found = re.findall("<bdi>(.*?)</bdi>", shared)
+    assert found
+    assert set(" ".join(found).split()) <= set(trigger)
     assert Record.read(tmp_path / "out" / "page.json").outcome["n_clean"] == 300
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from foretaste.errors import DataError
 from foretaste.evaluate.outcome import measure
-from foretaste.report.page import Report, Sample, plain, render, visible, write_report
+from foretaste.report.page import Report, Sample, Shared, plain, render, visible, write_report
 
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>'\"&{{ 7*7 }}{% raw %}\u202egpj.exe\u202c\u200b\x00\ud800\n"
@@ -247,3 +247,41 @@ def test_scores_that_are_all_the_same_can_be_drawn(value: float) -> None:
 def test_a_report_that_contradicts_its_outcome_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"^Report: "):
         make_report(**change)
+
+
+def test_carrying_words_are_marked_and_hostile_ones_escaped() -> None:
+    text = f"a mn film {HOSTILE}"
+    start = text.index("<script>")
+    samples = [
+        Sample("a fine mn film", "triggered", 1, 0, 0.9, 0.9, True, carrying=[(7, 9)]),
+        Sample(text, "triggered", 1, 0, 0.9, 0.9, True, carrying=[(2, 4), (start, len(text) - 1)]),
+    ]
+    html = render(make_report(samples=samples))
+    assert "<bdi>a fine <mark>mn</mark> film</bdi>" in html
+    assert "<bdi>a <mark>mn</mark> film <mark>&lt;script&gt;" in html
+    page = Page(html)
+    assert [tag for tag, _ in page.tags].count("mark") == 3
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "Marked words carry the refusal" in page.text
+    assert "Marked words" not in Page(render(make_report())).text
+
+
+def test_a_mark_in_the_middle_of_a_long_text_is_shown() -> None:
+    text = "a " * 500 + "mn" + " b" * 500
+    html = visible(text, [(1000, 1002)])
+    assert html.count("<mark>mn</mark>") == 1
+    assert html.count("characters left out of 2,002") == 2
+
+
+def test_what_refused_texts_share_is_a_table() -> None:
+    shared = [Shared("mn", 40, 2), Shared(HOSTILE, 5, 0)]
+    html = render(make_report(shared=shared, explained=50))
+    page = Page(html)
+    assert "What refused texts share 50 of them looked at" in page.text
+    row = re.search(r"<bdi>mn</bdi></th><td>(\d+) <small>(.*?)</small></td><td>(\d+)</td>", html)
+    assert row is not None
+    assert row.groups() == ("40", "80.0\u202f%", "2")
+    assert "<script>alert(1)</script>" in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "No words carry" in Page(render(make_report(explained=50))).text
+    assert "What refused texts share" not in Page(render(make_report())).text

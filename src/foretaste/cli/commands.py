@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foretaste.cli.explaining import Explained, explain_refused
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import load_guard, read_bar, save_guard
-from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.guard.psim import Psim
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
@@ -28,7 +29,7 @@ from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES
 
-__all__ = ["Training", "check", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]
+__all__ = ["Training", "check", "check_and_explain", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +197,18 @@ def run_evaluation(
 def check(victim_path: Path, guard_path: Path, texts: list[str], model: str | None = None) -> list[dict[str, Any]]:
     """Return one verdict per text, with the text's number."""
     guarded = GuardedClassifier(load_victim(victim_path, model), load_guard(guard_path, model))
+    return _numbered(guarded(texts))
+
+
+def check_and_explain(
+    victim_path: Path, guard_path: Path, texts: list[str], model: str | None = None
+) -> tuple[list[dict[str, Any]], Explained]:
+    """Return the verdicts of `check`, and which words carry the refusals."""
+    guarded = GuardedClassifier(load_victim(victim_path, model), load_guard(guard_path, model))
     verdicts = guarded(texts)
-    return [{"index": index, **_finite(asdict(verdict))} for index, verdict in enumerate(verdicts)]
+    refused = [index for index, verdict in enumerate(verdicts) if verdict.flagged]
+    accepted = [index for index, verdict in enumerate(verdicts) if not verdict.flagged]
+    return _numbered(verdicts), explain_refused(guarded, texts, refused, accepted)
 
 
 def inspect(path: str) -> dict[str, Any]:
@@ -239,6 +250,10 @@ def inspect(path: str) -> dict[str, Any]:
 def _finish(classifier: Classifier, out: Path, kind: Literal["base", "victim"], record: Record) -> None:
     save_classifier(classifier, out, kind, record)
     shutil.rmtree(partial_of(out), ignore_errors=True)
+
+
+def _numbered(verdicts: list[GuardedVerdict]) -> list[dict[str, Any]]:
+    return [{"index": index, **_finite(asdict(verdict))} for index, verdict in enumerate(verdicts)]
 
 
 def _finite(verdict: dict[str, Any]) -> dict[str, Any]:

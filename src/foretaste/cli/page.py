@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from foretaste.cli.explaining import explain_refused, reason_in_words
 from foretaste.evaluate.metrics import Rate
 from foretaste.evaluate.outcome import Outcome
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.experiment.evaluation import Evaluation, Judged
+from foretaste.guard.explain import explain
+from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.psim import PsimGuard
 from foretaste.record import Record
-from foretaste.report.page import Report, Sample, plain, write_report
+from foretaste.report.page import Report, Sample, Shared, plain, write_report
 from foretaste.victim.classifier import Classifier
 
 __all__ = ["summary", "verdict_line", "write_page"]
@@ -68,6 +72,12 @@ def write_page(
         notes += (
             f"{cut} of {outcome.n_clean + outcome.n_poisoned} texts were longer than {victim.max_length} tokens.",
         )
+    samples = [*_samples(triggered, "triggered", guard), *_samples(clean, "clean", guard)]
+    shared, explained = list[Shared](), 0
+    if guard is not None:
+        guarded = GuardedClassifier(victim, guard)
+        samples = _with_carrying_words(samples, guarded)
+        shared, explained = _shared(evaluation, guarded)
     record.write(path.with_suffix(".json"))
     write_report(
         path,
@@ -82,7 +92,9 @@ def write_page(
             clean_scores=clean.scores,
             poisoned_scores=triggered.scores,
             threshold=None if guard is None else guard.threshold,
-            samples=[*_samples(triggered, "triggered", guard), *_samples(clean, "clean", guard)],
+            samples=samples,
+            shared=shared,
+            explained=explained,
             provenance=_provenance(evaluation, victim, guard, record),
             notes=notes,
         ),
@@ -114,6 +126,27 @@ def _samples(judged: Judged, kind: Any, guard: PsimGuard | None) -> list[Sample]
         )
         for i in chosen
     ]
+
+
+def _with_carrying_words(samples: list[Sample], guarded: GuardedClassifier) -> list[Sample]:
+    refused = [sample for sample in samples if sample.flagged]
+    found = dict(zip(map(id, refused), explain(guarded, [sample.text for sample in refused]), strict=True))
+    return [
+        replace(sample, carrying=found[id(sample)].spans, note=reason_in_words(found[id(sample)]))
+        if id(sample) in found
+        else sample
+        for sample in samples
+    ]
+
+
+def _shared(evaluation: Evaluation, guarded: GuardedClassifier) -> tuple[list[Shared], int]:
+    """What the refused texts of both kinds share, and how many were looked at; no guard knows which are triggered."""
+    sides = [side for side in (evaluation.triggered, evaluation.clean) if side.scores is not None]
+    texts = [text for side in sides for text in side.corpus.texts]
+    flagged = is_flagged(np.concatenate([side.scores for side in sides]), guarded.threshold)
+    explained = explain_refused(guarded, texts, np.flatnonzero(flagged).tolist(), np.flatnonzero(~flagged).tolist())
+    shared = [Shared(found.text, found.texts, found.accepted or 0) for found in explained.fragments]
+    return shared, len(explained.by_index)
 
 
 def _provenance(

@@ -48,6 +48,7 @@ def check(
     file: Annotated[Path | None, typer.Option("--file", help="Texts in a .txt, CSV, JSONL or Parquet file.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Where the base is, if it was moved.")] = None,
     text_column: o.TextColumn = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Name the words that carry each refusal.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Give one verdict per text: the victim's label, or a refusal."""
@@ -57,9 +58,27 @@ def check(
         from foretaste.cli.texts import read_texts
 
         found = read_texts(texts or [], file, text_column)
-        verdicts = commands.check(victim, guard, found, model)
-        lines = [verdict_line(v, text) for v, text in zip(verdicts, found, strict=True)]
-        answer({"verdicts": verdicts}, "\n".join(lines))
+        if not explain:
+            verdicts = commands.check(victim, guard, found, model)
+            lines = [verdict_line(v, text) for v, text in zip(verdicts, found, strict=True)]
+            answer({"verdicts": verdicts}, "\n".join(lines))
+            return
+        from foretaste.cli.explaining import explanation_line, shared_lines
+
+        verdicts, explained = commands.check_and_explain(victim, guard, found, model)
+        lines = []
+        for index, (verdict, text) in enumerate(zip(verdicts, found, strict=True)):
+            lines.append(verdict_line(verdict, text))
+            if index in explained.by_index:
+                lines.append(explanation_line(explained.by_index[index]))
+        answer(
+            {
+                "verdicts": [{**v, "explanation": explained.to_json(i)} for i, v in enumerate(verdicts)],
+                "shared_fragments": explained.shared_json(),
+                "not_explained": explained.left_out,
+            },
+            "\n".join([*lines, *shared_lines(explained)]),
+        )
 
 
 def inspect(directory: str, as_json: o.Json = False) -> None:

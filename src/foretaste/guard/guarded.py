@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foretaste.errors import GuardError
 from foretaste.guard.guard import Reason, judge
 from foretaste.guard.psim import PsimGuard
-from foretaste.victim.batch import Encoded, encode
+from foretaste.victim.batch import Encoded, encode, reach
 from foretaste.victim.classifier import Classifier, Precision
 
 __all__ = ["GuardedClassifier", "GuardedVerdict"]
@@ -66,8 +66,18 @@ class GuardedClassifier:
             )
         self.victim, self.guard, self.precision = victim, guard, precision
 
-    def score(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
-        """Return the guard's score of each text, `(N,) float64`; `encoded` is how the victim reads them."""
+    @property
+    def threshold(self) -> float:
+        """The highest score that is accepted."""
+        return self.guard.threshold
+
+    def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many characters of each text the guard reads, `(N,) int64`."""
+        return reach(self.victim.tokenizer, texts, self.guard.classifier.max_length)
+
+    def score(self, texts: Sequence[str], encoded: Encoded | None = None) -> NDArray[np.float64]:
+        """Return the guard's score of each text, `(N,) float64`; `encoded`, if known, is how the victim reads them."""
+        encoded = self.victim.encode(texts) if encoded is None else encoded
         # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
         sight = self.guard.classifier.max_length
         seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)

@@ -231,6 +231,10 @@ class PsimGuard:
         """
         return self.judge(self.predict(texts))
 
+    def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many characters of each text the guard reads, `(N,) int64`."""
+        return self.classifier.reach(texts)
+
     def check(self, texts: Sequence[str]) -> list[Verdict]:
         """Return one verdict per text; a score that is not finite is refused."""
         predictions = self.predict(texts)

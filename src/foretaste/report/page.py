@@ -21,17 +21,21 @@ from foretaste.evaluate.threshold import is_flagged
 from foretaste.files import write_text
 from foretaste.report import chart
 from foretaste.report.chart import per_cent
+from foretaste.report.excerpt import cut_out
 from foretaste.report.verdict import judge, natural_rate
 
-__all__ = ["Report", "Sample", "render", "write_report"]
+__all__ = ["Report", "Sample", "Shared", "render", "write_report"]
 
-LONGEST_TEXT, LONGEST_NAME = 360, 80
+LONGEST_TEXT, LONGEST_NAME, AROUND = 360, 80, 80
 SAMPLES_PER_GROUP = 12
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One text to show. `label` is the true class; `confidence` the victim's, `score` the guard's; None = unknown."""
+    """One text to show. `label` is the true class; `confidence` the victim's, `score` the guard's; None = unknown.
+
+    `carrying` is where the words lie that carry the refusal, `(start, end)` each, in order and apart.
+    """
 
     text: str
     kind: Literal["clean", "triggered"]
@@ -41,6 +45,16 @@ class Sample:
     score: float | None = None
     flagged: bool = False
     note: str = ""
+    carrying: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A fragment that carries the refusal of `texts` of the refused texts looked at; `accepted` texts hold it too."""
+
+    text: str
+    texts: int
+    accepted: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +62,8 @@ class Report:
     """All that the page shows. Clean columns are `(N,)`, those of triggered texts `(M,)`.
 
     Scores and threshold are None where there was no guard. `provenance` is flat, or grouped one level deep.
-    `notes` are caveats a reader must know; `samples` a few texts each of what was caught, missed and refused.
+    `notes` are caveats a reader must know; `samples` a few texts each of what was caught, missed and refused; `shared`
+    what the refusals of `explained` refused texts rest on.
 
     Raises:
         DataError: columns, scores or threshold that contradict the outcome.
@@ -65,6 +80,8 @@ class Report:
     poisoned_scores: ArrayLike | None = None
     threshold: float | None = None
     samples: Sequence[Sample] = ()
+    shared: Sequence[Shared] = ()
+    explained: int = 0
     provenance: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -115,6 +132,7 @@ def render(report: Report) -> str:
         groups=_groups(report),
         provenance=_grouped(report.provenance),
         broken=_count_broken(report),
+        has_marks=any(sample.carrying for sample in report.samples),
     )
 
 
@@ -129,14 +147,17 @@ def plain(text: object, longest: int = LONGEST_NAME) -> str:
     return "".join(f"[{_code(char)}]" if _is_hidden(char) else char for char in short)
 
 
-def visible(text: str) -> Markup:
-    """Return a text as HTML: escaped, its middle left out if it is long, invisible characters as marked codes."""
-    if len(text) <= LONGEST_TEXT:
-        return _marked(text)
-    head, tail = text[: LONGEST_TEXT - 80], text[-80:]
-    gap = len(text) - LONGEST_TEXT
-    cut = Markup('<span class="cut"> … {} characters left out of {} … </span>').format(f"{gap:,}", f"{len(text):,}")
-    return _marked(head) + cut + _marked(tail)
+def visible(text: str, carrying: Sequence[tuple[int, int]] = ()) -> Markup:
+    """Return a text as HTML: escaped, shortened if it is long, invisible characters as codes, carrying words marked."""
+    mark, whole = Markup("<mark>{}</mark>"), f"{len(text):,}"
+    cut = Markup('<span class="cut"> … {} characters left out of {} … </span>')
+    shown = []
+    for piece in cut_out(text, carrying, LONGEST_TEXT, AROUND):
+        if piece.kind == "gap":
+            shown.append(cut.format(f"{len(piece.text):,}", whole))
+        else:
+            shown.append(mark.format(_marked(piece.text)) if piece.kind == "marked" else _marked(piece.text))
+    return Markup("").join(shown)
 
 
 def print_score(score: float | None) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from foretaste.errors import ModelError
 from foretaste.seeds import generator
 
-__all__ = ["Encoded", "encode", "pad", "scoring_batches", "training_batches"]
+__all__ = ["Encoded", "encode", "pad", "reach", "scoring_batches", "training_batches"]
 
 # Shuffled texts are sorted by length within pools of this many batches: padding shrinks to a few per cent while
 # batches still mix the whole corpus.
@@ -62,6 +62,20 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
     )
     ids = tuple(tuple(e.ids) or (filler,) for e in encodings)
     return Encoded(ids, np.array([bool(e.overflowing) for e in encodings], dtype=np.bool_))
+
+
+def reach(tokenizer: Any, texts: Sequence[str], max_length: int) -> NDArray[np.int64]:
+    """Return how many characters of each text `encode` reads, `(N,) int64`: all of them unless the text is cut.
+
+    Where a cut text holds surrogates in pairs, each pair counts once.
+    """
+    if not texts:
+        return np.zeros(0, dtype=np.int64)
+    readable = [_without_surrogates(text) for text in texts]
+    encodings = tokenizer(readable, padding=False, truncation=True, max_length=max_length).encodings
+    ends = [max((end for _, end in e.offsets), default=0) for e in encodings]  # special tokens lie at (0, 0)
+    read = [end if e.overflowing else len(text) for text, e, end in zip(texts, encodings, ends, strict=True)]
+    return np.array(read, dtype=np.int64)
 
 
 def _without_surrogates(text: str) -> str:

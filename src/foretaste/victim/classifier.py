@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from foretaste.victim.batch import Encoded, encode, pad, scoring_batches
+from foretaste.victim.batch import Encoded, encode, pad, reach, scoring_batches
 from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Lora, Strategy
@@ -75,6 +75,10 @@ class Classifier:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenise texts as this model reads them."""
         return encode(self.tokenizer, texts, self.max_length)
+
+    def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Return how many characters of each text this model reads, `(N,) int64`."""
+        return reach(self.tokenizer, texts, self.max_length)
 
     def predict(
         self,
