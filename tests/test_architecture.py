@@ -23,7 +23,7 @@ FLOOR_OF_ROOM = {
     "victim": 4,  # above record: every artefact carries its record
     "tune": 5,
     **dict.fromkeys(["guard", "rewrite", "unlearn"], 6),
-    **dict.fromkeys(["experiment", "scan"], 7),
+    **dict.fromkeys(["audit", "experiment", "scan"], 7),
     **dict.fromkeys(["report", "serve"], 8),
     "cli": 9,
     "": 10,  # foretaste/__init__.py: the roof, it names what users need

@@ -26,6 +26,7 @@ for command in (
     training.guard,
     use.evaluate,
     use.check,
+    use.audit,
     use.inspect,
     use.demo,
 ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import typer
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.tune.launch import is_main_process
 
-__all__ = ["answering", "as_line", "assignments", "given", "one_line", "warn"]
+__all__ = ["answering", "as_line", "assignments", "given", "one_line", "seconds_of", "warn"]
 
 
 @contextmanager
@@ -80,3 +81,19 @@ def assignments(pairs: list[str] | None, options: Iterable[str] = ()) -> dict[st
     for name in sorted(fields.keys() & set(options)):
         raise PlanError(f"{name} has an option of its own; write --{name.replace('_', '-')} {fields[name]}.")
     return fields
+
+
+def seconds_of(duration: str) -> float:
+    """Read a duration.
+
+    >>> seconds_of("90s"), seconds_of("5m"), seconds_of("1h"), seconds_of("30")
+    (90.0, 300.0, 3600.0, 30.0)
+
+    Raises:
+        PlanError: not a positive number with s, m, h or nothing behind it.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", duration)
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise PlanError(f"{duration!r} is no duration; write it as in 90s, 5m or 1h.")
+    return seconds

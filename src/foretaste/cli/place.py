@@ -36,7 +36,7 @@ def refuse_page(path: Path) -> None:
         raise PlanError(f"{path} lies in an artefact, which an added file would spoil; choose another directory.")
     refuse_foreign_directory(path.parent / f"{path.name}.d")  # never made; it stands for anything new in there
     record = path.with_suffix(".json")
-    if record.exists() and not _is_evaluation(record):
+    if record.exists() and not _is_of_a_page(record):
         raise PlanError(f"{record}, where the page's record goes, holds something else; rename the page.")
 
 
@@ -45,9 +45,9 @@ def partial_of(out: Path) -> Path:
     return out.parent / f"{out.name}.partial"
 
 
-def _is_evaluation(path: Path) -> bool:
+def _is_of_a_page(path: Path) -> bool:
     try:
-        return Record.read(path).kind in ("evaluate", "demo")
+        return Record.read(path).kind in ("evaluate", "audit", "demo")
     except DataError:
         return False
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering, as_line
+from foretaste.cli.output import answering, as_line, seconds_of
 
-__all__ = ["check", "demo", "evaluate", "inspect"]
+__all__ = ["audit", "check", "demo", "evaluate", "inspect"]
 
 
 def evaluate(
@@ -79,6 +79,39 @@ def check(
             },
             "\n".join([*lines, *shared_lines(explained)]),
         )
+
+
+def audit(
+    model: o.Model,
+    data: o.Data,
+    budget: Annotated[str, typer.Option("--budget", help="Time for the search, as in 90s or 5m.")] = "3m",
+    victim: Annotated[Path | None, typer.Option("--victim", help="A victim of this base, if there is one.")] = None,
+    guard: Annotated[Path | None, typer.Option("--guard", help="A guard of this base, if there is one.")] = None,
+    reference: Annotated[str, typer.Option("--reference", help="A checkpoint you trust.")] = "minilm",
+    report: Annotated[Path | None, typer.Option("--report", help="Write a self-contained HTML page.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Keep the models here; an interrupted audit continues.")
+    ] = None,
+    limit: o.Limit = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Is this checkpoint backdoored, and by which words? Searches with clean texts alone."""
+    with answering(as_json) as answer:
+        from foretaste.audit.audit import Audit
+        from foretaste.cli.audit_page import audit_summary
+        from foretaste.cli.auditing import run_audit
+        from foretaste.spec import build
+
+        source = o.source_of(data, data_root, text_column, label_column, limit, seed)
+        plan = build(Audit, {"budget": seconds_of(budget)})
+        result = run_audit(
+            model, source, plan, out=out, victim=victim, guard=guard, reference=reference, report=report, seed=seed
+        )
+        answer(result, audit_summary(result))
 
 
 def inspect(directory: str, as_json: o.Json = False) -> None:

@@ -1,14 +1,9 @@
-"""Charts as inline SVG that follows the page: its fonts, its colours, light or dark."""
+"""The charts of an evaluation, as inline SVG."""
 
 from __future__ import annotations
 
-import io
-import re
-from xml.etree import ElementTree
-
 import numpy as np
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
@@ -16,56 +11,26 @@ from numpy.typing import ArrayLike, NDArray
 from foretaste.evaluate.metrics import FRR_LEVELS, Rate, auroc, false_acceptance_rate, false_rejection_rate
 from foretaste.evaluate.outcome import Outcome, sweep
 from foretaste.evaluate.threshold import is_flagged, suspicion
+from foretaste.report.canvas import (
+    CLEAN,
+    HEIGHT,
+    INK,
+    MUTED,
+    PAPER,
+    POISONED,
+    SHADE,
+    STYLE,
+    WIDTH,
+    as_svg,
+    new_canvas,
+    per_cent,
+    share_axis,
+)
 
-__all__ = ["bar_chart", "per_cent", "roc_chart", "score_chart", "sweep_chart"]
+__all__ = ["bar_chart", "roc_chart", "score_chart", "sweep_chart"]
 
-# Drawn in colours nobody uses, then replaced by the page's CSS variables: one SVG serves light, dark and print.
-VARIABLES = {
-    f"#01010{i}": name for i, name in enumerate(["ink", "muted", "line", "paper", "shade", "clean", "poisoned"])
-}
-INK, MUTED, LINE, PAPER, SHADE, CLEAN, POISONED = VARIABLES
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "foretaste",
-    "font.size": 12,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 6,
-    "ytick.major.pad": 6,
-    "lines.linewidth": 2,
-}
-WIDTH, HEIGHT = 420, 284
 BINS = 56
 Column = NDArray[np.float64]
-
-
-def per_cent(share: float) -> str:
-    """Print a share so that 0 % and 100 % mean exactly that.
-
-    >>> [per_cent(share).replace(chr(0x202F), " ") for share in (0, 0.0001, 0.9978, 0.9999, 1)]
-    ['0 %', '<0.1 %', '99.8 %', '>99.9 %', '100 %']
-    """
-    if share in (0, 1):
-        number = f"{share * 100:.0f}"
-    elif share < 0.0005:
-        number = "<0.1"
-    elif share >= 0.9995:
-        number = ">99.9"
-    else:
-        number = f"{share * 100:.1f}"
-    return f"{number}\u202f%"
 
 
 def bar_chart(outcome: Outcome) -> str:
@@ -78,7 +43,7 @@ def bar_chart(outcome: Outcome) -> str:
         rows.append(("with guard", guarded.attack_success_rate, POISONED))
     height = 246 if guarded else 150
     with style.context(["default", STYLE]):
-        figure, axes = _canvas(height, left=2, right=62, top=4, bottom=26)
+        figure, axes = new_canvas(height, left=2, right=62, top=4, bottom=26)
         at, texts = 0.0, []
         for index, (name, rate, colour) in enumerate(rows):
             is_second = guarded is not None and index % 2 == 1
@@ -97,8 +62,8 @@ def bar_chart(outcome: Outcome) -> str:
             axes.text(1.03, at, per_cent(rate.value), va="center", color=INK, fontweight="bold", clip_on=False)
             texts.append(f"{label} {per_cent(rate.value)} ({per_cent(rate.low)} to {per_cent(rate.high)})")
         axes.set(xlim=(0, 1), ylim=(at + 0.4, -0.75), yticks=[])
-        _share_axis(axes, "x")
-        return _svg(figure, "bars", "Bars with 95 % intervals: " + "; ".join(texts) + ".")
+        share_axis(axes, "x")
+        return as_svg(figure, "bars", "Bars with 95 % intervals: " + "; ".join(texts) + ".")
 
 
 def score_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: float) -> str:
@@ -129,7 +94,7 @@ def score_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: 
             )
         axes.set_xlabel("guard score (higher = more suspicious)")
         label = f"Two histograms of guard scores around the threshold {threshold:.4g}: {'; '.join(texts)}."
-        return _svg(figure, "scores", label)
+        return as_svg(figure, "scores", label)
 
 
 def sweep_chart(
@@ -154,7 +119,7 @@ def sweep_chart(
         thresholds=np.linspace(low, high, 2 * WIDTH + 1),
     )
     with style.context(["default", STYLE]):
-        figure, axes = _canvas(HEIGHT, left=46, right=8, top=30, bottom=38)
+        figure, axes = new_canvas(HEIGHT, left=46, right=8, top=30, bottom=38)
         axes.axvline(threshold, color=INK, linewidth=1.4, dashes=(3, 2))
         axes.step(curves.thresholds, curves.clean_accuracy, where="post", color=CLEAN)
         axes.step(curves.thresholds, curves.attack_success_rate, where="post", color=POISONED)
@@ -162,13 +127,13 @@ def sweep_chart(
         axes.text(1, 1.06, "attack success", transform=axes.transAxes, color=POISONED, fontweight="bold", ha="right")
         axes.set(xlim=(low, high), ylim=(-0.02, 1.03), xlabel="threshold (higher = fewer texts refused)")
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        _share_axis(axes, "y")
+        share_axis(axes, "y")
         label = (
             f"Two curves against the threshold, from {low:.3g} to {high:.3g}. Clean accuracy rises to "
             f"{per_cent(float(curves.clean_accuracy[-1]))}, attack success to "
             f"{per_cent(float(curves.attack_success_rate[-1]))}; the threshold in use is {threshold:.4g}."
         )
-        return _svg(figure, "sweep", label)
+        return as_svg(figure, "sweep", label)
 
 
 def roc_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: float) -> str:
@@ -179,7 +144,7 @@ def roc_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: fl
     here_refused = false_rejection_rate(is_flagged(clean, threshold)).value
     here_caught = 1 - false_acceptance_rate(is_flagged(poisoned, threshold)).value
     with style.context(["default", STYLE]):
-        figure, axes = _canvas(HEIGHT, left=46, right=14, top=30, bottom=38)
+        figure, axes = new_canvas(HEIGHT, left=46, right=14, top=30, bottom=38)
         axes.plot(refused, refused, color=MUTED, linewidth=1.2, dashes=(3, 3))
         axes.step(refused, caught, where="post", color=POISONED)
         levels = np.array(FRR_LEVELS)
@@ -190,7 +155,7 @@ def roc_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: fl
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:g}\u202f%"))
         axes.grid(axis="x")
-        _share_axis(axes, "y")
+        share_axis(axes, "y")
         area = auroc(clean, poisoned)
         axes.text(0, 1.06, "triggered texts caught", transform=axes.transAxes, color=POISONED, fontweight="bold")
         axes.text(1, 1.06, f"AUROC {area:.4f}", transform=axes.transAxes, color=INK, ha="right")
@@ -198,7 +163,7 @@ def roc_chart(clean_scores: ArrayLike, poisoned_scores: ArrayLike, threshold: fl
             f"ROC curve, AUROC {area:.4f}. At the threshold in use {per_cent(here_caught)} of triggered texts are "
             f"caught and {per_cent(here_refused)} of clean texts refused."
         )
-        return _svg(figure, "roc", label)
+        return as_svg(figure, "roc", label)
 
 
 def _caught(clean: Column, poisoned: Column, refused: Column) -> Column:
@@ -219,61 +184,3 @@ def _limits(clean: Column, poisoned: Column, threshold: float) -> tuple[float, f
     low, high = min(ends), max(ends)
     pad = 0.03 * (high - low) or max(abs(threshold), 1.0) * 0.05
     return low - pad, high + pad
-
-
-def _canvas(height: float, *, left: float, right: float, top: float, bottom: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
-    box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (top + bottom) / height)
-    return figure, figure.add_axes(box)
-
-
-def _share_axis(axes: Axes, which: str) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:.0f}\u202f%"))
-    axis.grid(True)
-
-
-def _svg(figure: Figure, name: str, label: str) -> str:
-    """Return the figure as one `<svg>` element for HTML: unique ids, CSS variables for colours, `label` for readers."""
-    stream = io.StringIO()
-    with_nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(stream, format="svg", transparent=True, metadata=with_nothing)
-    root = ElementTree.fromstring(stream.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", stream.getvalue()))
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        element.attrib = {_local(key): _restyle(value, name) for key, value in element.attrib.items()}
-        identity = element.attrib.pop("id", None)
-        if identity in used:
-            element.set("id", f"{name}-{identity}")
-        if element.tag == "text":
-            element.set("style", re.sub(r"font-family:[^;]*;?", "", _unshorthand(element.attrib["style"])))
-        element.text = (element.text or "").strip() or None
-        element.tail = None
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _restyle(value: str, name: str) -> str:
-    for colour, variable in VARIABLES.items():
-        value = value.replace(colour, f"var(--{variable})")
-    value = value.replace("url(#", f"url(#{name}-")
-    return f"#{name}-{value[1:]}" if value.startswith("#") else value
-
-
-def _unshorthand(text_style: str) -> str:
-    """Turn `font: 700 12px 'DejaVu Sans', ...` into size and weight, so that the page's font is inherited."""
-    return re.sub(r"font: (?:(\d+|bold) )?([\d.]+px)[^;]*", lambda m: _font(m[1], m[2]), text_style)
-
-
-def _font(weight: str | None, size: str) -> str:
-    return f"font-size: {size}" + (f"; font-weight: {weight}" if weight else "")
-
-
-def _local(name: str) -> str:
-    return name.rsplit("}", 1)[-1]

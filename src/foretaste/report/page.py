@@ -20,11 +20,11 @@ from foretaste.evaluate.outcome import Outcome
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.files import write_text
 from foretaste.report import chart
-from foretaste.report.chart import per_cent
+from foretaste.report.canvas import per_cent
 from foretaste.report.excerpt import cut_out
 from foretaste.report.verdict import judge, natural_rate
 
-__all__ = ["Report", "Sample", "Shared", "render", "write_report"]
+__all__ = ["Report", "Sample", "Shared", "environment", "render", "write_report"]
 
 LONGEST_TEXT, LONGEST_NAME, AROUND = 360, 80, 80
 SAMPLES_PER_GROUP = 12
@@ -111,29 +111,40 @@ def write_report(path: Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """Return the page as HTML; every text is escaped, and what would not be seen is spelled out."""
-    environment = Environment(
+    outcome, guarded = report.outcome, report.outcome.guarded
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            outcome=outcome,
+            guarded=guarded,
+            verdict=judge(
+                outcome, natural_rate(report.clean_labels, report.clean_predicted, report.target), _name(report)
+            ),
+            target_name=_name(report),
+            rows=_rows(outcome),
+            charts=_charts(report),
+            groups=_groups(report),
+            provenance=_grouped(report.provenance),
+            broken=_count_broken(report),
+            has_marks=any(sample.carrying for sample in report.samples),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Return what renders the pages' templates: everything escaped, nothing undefined let through."""
+    made = Environment(
         loader=PackageLoader("foretaste.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": per_cent, "plain": plain, "visible": visible, "score": print_score}
-    environment.filters |= {"between": _between, "counted": _counted}
-    outcome, guarded = report.outcome, report.outcome.guarded
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        outcome=outcome,
-        guarded=guarded,
-        verdict=judge(outcome, natural_rate(report.clean_labels, report.clean_predicted, report.target), _name(report)),
-        target_name=_name(report),
-        rows=_rows(outcome),
-        charts=_charts(report),
-        groups=_groups(report),
-        provenance=_grouped(report.provenance),
-        broken=_count_broken(report),
-        has_marks=any(sample.carrying for sample in report.samples),
-    )
+    made.filters |= {"percent": per_cent, "plain": plain, "visible": visible, "score": print_score}
+    made.filters |= {"between": _between, "counted": _counted}
+    return made
 
 
 def plain(text: object, longest: int = LONGEST_NAME) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from foretaste.evaluate.metrics import Rate, attack_success_rate
 from foretaste.evaluate.outcome import Guarded, Outcome
-from foretaste.report.chart import per_cent
+from foretaste.report.canvas import per_cent
 
 __all__ = ["Verdict", "judge", "natural_rate"]
 

@@ -1,0 +1,137 @@
+"""`foretaste audit`: makes what an audit needs, or takes what is there, runs it and writes it down."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from foretaste.audit.audit import Audit
+from foretaste.cli.audit_page import write_audit
+from foretaste.cli.place import partial_of, refuse_page, refuse_place
+from foretaste.cli.splits import Source, load_split
+from foretaste.data.corpus import Corpus
+from foretaste.errors import GuardError
+from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.record import Record, measured_cost
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.victim.artefact import load_victim, save_classifier
+from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Full, Lora, Strategy
+
+__all__ = ["run_audit"]
+
+# Enough for a model that answers as a fine-tuned one would; an audit is not worth a whole training.
+TRAINING_TEXTS = 2500
+TEXT_ROOM = 64
+EVERY_S = 10.0
+VICTIM = (Lora(), TuneSettings(epochs=1, learning_rate=5e-4, keep="last"))
+TRUSTED = (Full(), TuneSettings(epochs=2, learning_rate=1e-4, keep="last"))
+
+
+def run_audit(
+    model: str,
+    source: Source,
+    plan: Audit,
+    *,
+    out: Path | None = None,
+    victim: Path | None = None,
+    guard: Path | None = None,
+    reference: str = "minilm",
+    report: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Audit a checkpoint and return verdict and candidates.
+
+    What is not given is trained: PSIM on all clean texts, a victim from the checkpoint and a trusted model from
+    `reference` on a few thousand. With `out` they are kept there, and an audit that was interrupted takes them up.
+    """
+    places = {kind: None if out is None else out / kind for kind in ("guard", "victim", "trusted")}
+    for kind, place in places.items():
+        if place is not None:
+            refuse_place(place, "guard" if kind == "guard" else "victim", model)
+    if report is not None:
+        refuse_page(report)
+    train, clean = load_split(source, "train"), load_split(source, "validation")
+    few = train.sample(min(TRAINING_TEXTS, len(train)), seed)
+    base = open_base(model)
+    with measured_cost() as meter:
+        taster = _taster(base, train, clean, guard, places["guard"], seed)
+        suspect = load_victim(victim) if victim else _tuned(base, few, *VICTIM, places["victim"], seed, "victim")
+        if suspect.base_fingerprint != taster.classifier.base_fingerprint:
+            raise GuardError("The victim stands on other base weights than the guard.", code="foreign_base")
+        trusted = _tuned(open_base(reference), few, *TRUSTED, places["trusted"], seed, "trusted model")
+        result = plan.run(suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages())
+    answer = {
+        "model": model,
+        "data": clean.name,
+        "labels": clean.label_names,
+        "is_blind": taster.is_blind,
+        "seconds": meter.cost.seconds,
+        **asdict(result),
+    }
+    if report is not None or out is not None:
+        record = Record.now(
+            "audit",
+            settings={"model": model, "reference": reference, "audit": plan, "victim": victim, "guard": guard},
+            seeds={"root": seed},
+            outcome=answer,
+            data=[train, clean],
+            cost=meter.cost,
+        )
+        if out is not None:
+            record.write(out / "record.json")
+        if report is not None:
+            write_audit(report, result, answer, record, clean)
+            answer["report"] = str(report)
+    return answer
+
+
+def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int) -> PsimGuard:
+    if given is not None:
+        return load_guard(given)
+    if place is not None and (place / "record.json").exists():
+        return load_guard(place)
+    _say("training PSIM")
+    guard = Psim(scoring="int8").fit(base, train, clean, seed=seed, max_length=TEXT_ROOM)
+    if place is not None:
+        save_guard(guard, place, _record("guard", seed, train))
+    return guard
+
+
+def _tuned(
+    base: Base, corpus: Corpus, strategy: Strategy, settings: TuneSettings, place: Path | None, seed: int, title: str
+) -> Classifier:
+    if place is not None and (place / "record.json").exists():
+        return load_victim(place)
+    classifier = base.classifier(strategy, corpus.label_names, max_length=TEXT_ROOM, seed=seed)
+    checkpoint = None if place is None else partial_of(place)
+    tune(classifier, corpus, settings, seed=seed, checkpoint=checkpoint, title=title, is_progress_shown=True)
+    if place is not None:
+        save_classifier(classifier, place, "victim", _record("tune", seed, corpus))
+    return classifier
+
+
+def _record(kind: Literal["guard", "tune"], seed: int, corpus: Corpus) -> Record:
+    return Record.now(kind, settings={"made_for": "audit"}, seeds={"root": seed}, outcome={}, data=[corpus])
+
+
+class _Stages:
+    """One line on standard error per stage, and one every few seconds while it lasts."""
+
+    def __init__(self) -> None:
+        self._stage, self._last = "", 0.0
+
+    def __call__(self, stage: str, share: float) -> None:
+        now = time.monotonic()
+        if stage != self._stage or now - self._last > EVERY_S:
+            _say(stage if share == 0 else f"{stage}: {share:.0%}")
+            self._stage, self._last = stage, now
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"audit: {line}\n")
