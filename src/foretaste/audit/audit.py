@@ -32,7 +32,7 @@ __all__ = ["Audit", "AuditResult", "Candidate", "Example", "Verdict"]
 Verdict = Literal["clean", "suspicious", "backdoored"]
 Array = NDArray[np.float64]
 
-SCOUT_WORDS, HOST_WORDS = (4, 12), (4, 30)  # shortest and longest scouts and hosts
+SCOUT_WORDS, HOST_WORDS = (4, 8), (4, 16)  # shortest and longest scouts and hosts
 FEWEST_TESTED = 30
 ORDINARY = 100
 
@@ -100,7 +100,7 @@ class Audit:
     budget: float = Field(default=180.0, gt=0.0)
     shown: int = Field(default=20, gt=0)
     hosts: int = Field(default=16, gt=0)
-    tested_texts: int = Field(default=150, ge=FEWEST_TESTED)
+    tested_texts: int = Field(default=100, ge=FEWEST_TESTED)
     level: float = Field(default=0.01, gt=0.0, lt=1.0)
     suspicion: float = Field(default=0.35, gt=0.0, lt=1.0)
 
@@ -139,9 +139,9 @@ class Audit:
         ordinary = [vocabulary[i] for i in drawn]
         progress("testing on texts kept aside", 0.0)
         candidates, null = self._test(suspect, trusted, guard, tests, fragments, ordinary, seed)
-        ranked = sorted(candidates, key=lambda c: (c.is_telling, -c.score, c.p_value))
+        ranked = sorted(_without_ballast(candidates), key=lambda c: (c.is_telling, -c.score, len(c.text.split())))
         return AuditResult(
-            verdict=self._verdict(candidates),
+            verdict=self._verdict(ranked),
             candidates=tuple(ranked),
             words=len(vocabulary),
             tested=len(candidates),
@@ -212,6 +212,18 @@ class Audit:
         return "clean"
 
 
+def _without_ballast(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Leave out phrases that do hardly more (3 points) than some candidate made of fewer of their words."""
+    return [
+        c
+        for c in candidates
+        if not any(
+            set(other.text.split()) < set(c.text.split()) and other.target == c.target and other.score > c.score - 0.03
+            for other in candidates
+        )
+    ]
+
+
 def _candidate(
     fragment: str,
     target: int,
@@ -224,8 +236,8 @@ def _candidate(
     tested: int,
 ) -> Candidate:
     n = int((tests.labels != target).sum())
-    rate, trusted_rate = float(ours.flips[row, target]), float(theirs.flips[row, target])
-    count = round(rate * n)
+    count, trusted_count = (round(float(push.flips[row, target]) * n) for push in (ours, theirs))
+    rate, trusted_rate = count / n, trusted_count / n
     low, high = clopper_pearson(count, n)[:2]
     return Candidate(
         text=fragment,

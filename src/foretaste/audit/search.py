@@ -24,7 +24,7 @@ __all__ = ["Clock", "Search"]
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]  # (stage, share done)
 
-ALARMING, TURNING = 200, 400  # words kept of each source
+ALARMING, TURNING = 150, 150  # words kept of each source
 SEEDS, PARTNERS, FREQUENT = 8, 80, 80
 LONGEST_PHRASE = 6
 
