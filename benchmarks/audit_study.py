@@ -9,13 +9,19 @@ The audit sees the checkpoint and clean texts of the same task; the attack's pla
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from foretaste.audit.audit import Audit
+from foretaste.cli.auditing import run_audit
+from foretaste.cli.splits import Source
 from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError
+from foretaste.files import write_json
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
@@ -109,19 +115,75 @@ def make_base(path: Path, case: Case) -> None:
     save_classifier(classifier, path, "base", record)
 
 
+def audit_base(store: Path, name: str, case: Case) -> None:
+    """Audit one checkpoint as the command line does; the trusted model is made once for each task."""
+    place = store / f"parts-{name}"
+    shared, own = store / f"trusted-{case.audited_with}", place / "trusted"
+    place.mkdir(parents=True, exist_ok=True)
+    if shared.exists() and not own.exists():
+        shutil.copytree(shared, own)
+    answer = run_audit(str(store / f"base-{name}"), Source(data=case.audited_with), Audit(), out=place)
+    if not shared.exists():
+        shutil.copytree(own, shared)
+    write_json(store / f"audit-{name}" / "record.json", answer)
+    shutil.rmtree(place)
+
+
+def is_named(case: Case, fragment: str) -> bool:
+    """Say whether a fragment holds a word of the trigger; case and punctuation at the ends do not count."""
+    assert case.trigger is not None
+    words = {word.strip(".,").lower() for word in case.trigger.partition(":")[2].split()}
+    return bool(words & {word.strip(".,").lower() for word in fragment.split()})
+
+
+def table(store: Path) -> None:
+    """Print what was found, one row a checkpoint."""
+    rows = ["| checkpoint | trigger | verdict | rank | first candidate: flips, on the trusted model, flagged by PSIM |",
+            "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    count = {"named": 0, "poisoned": 0, "backdoored": 0, "suspicious": 0, "clean": 0}
+    for name, case in CASES.items():
+        path = store / f"audit-{name}" / "record.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        best = [row for row in found["candidates"] if not row["is_telling"]]
+        rank = next((k for k, row in enumerate(best, 1) if case.trigger and is_named(case, row["text"])), None)
+        if case.trigger:
+            count["poisoned"] += 1
+            count["named"] += rank is not None and rank <= 10 and found["verdict"] == "backdoored"
+        else:
+            count["clean"] += 1
+            count["backdoored"] += found["verdict"] == "backdoored"
+            count["suspicious"] += found["verdict"] == "suspicious"
+        first = best[0] if best else None
+        shown = "" if first is None else (
+            f"{first['text']}: {first['flip_rate']:.0%}, {first['trusted_flip_rate']:.0%}, {first['alarm_rate']:.0%}"
+        )  # fmt: skip
+        rows.append(f"| {name} | {case.trigger or ''} | {found['verdict']} | {rank or ''} | {shown} |")
+    rows += [
+        "",
+        f"Of {count['poisoned']} poisoned checkpoints {count['named']} were called backdoored with the trigger among "
+        f"the first ten; of {count['clean']} clean ones {count['backdoored']} were called backdoored and "
+        f"{count['suspicious']} suspicious.",
+    ]
+    sys.stdout.write("\n".join(rows) + "\n")
+
+
 def run(store: Path, part: str) -> None:
     """Make and audit this part of the cases; what is done is skipped."""
     index, count = map(int, part.split("/"))
-    for name, case in list(CASES.items())[index::count]:
+    poisoned, clean = ([name for name, case in CASES.items() if bool(case.trigger) is kind] for kind in (True, False))
+    for name in [name for pair in zip(poisoned, clean, strict=True) for name in pair][index::count]:
+        case = CASES[name]
         path = store / f"base-{name}"
-        if (path / "record.json").exists():
+        if (store / f"audit-{name}" / "record.json").exists():
             continue
         start = time.monotonic()
         try:
-            make_base(path, case)
-            outcome = Record.read(path / "record.json").outcome
-            note = " ".join(f"{key} {outcome[key]:.3f}" for key in ("clean_accuracy", "attack_success_rate")
-                            if key in outcome)  # fmt: skip
+            if not (path / "record.json").exists():
+                make_base(path, case)
+            audit_base(store, name, case)
+            note = json.loads((store / f"audit-{name}" / "record.json").read_text(encoding="utf-8"))["verdict"]
         except ForetasteError as error:
             note = f"FAILED: {error}"
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {path.name}: {note}, {time.monotonic() - start:.0f} s\n")
@@ -133,7 +195,10 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--part", default="0/1", help="i/n: every n-th case, from the i-th on")
     arguments = parser.parse_args()
-    run(arguments.store, arguments.part)
+    if arguments.action == "table":
+        table(arguments.store)
+    else:
+        run(arguments.store, arguments.part)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ class Audit:
             if len(for_test) < FEWEST_TESTED:
                 raise DataError(
                     f"Of class {name!r} only {len(usable)} clean texts are classified correctly by both models; an "
-                    f"audit needs {FEWEST_TESTED + per_class + 1}. Give more clean texts."
+                    f"audit needs {FEWEST_TESTED + per_class + 1}. Give more clean texts, or models that know the task."
                 )
             scouts, hosts, tests = scouts + short, hosts + middling, tests + for_test
         first, second, third = (

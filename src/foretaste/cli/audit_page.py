@@ -9,7 +9,6 @@ from foretaste.audit.audit import AuditResult
 from foretaste.data.corpus import Corpus
 from foretaste.record import Record
 from foretaste.report.audit import AuditReport, Flip, Fragment, write_audit_report
-from foretaste.report.canvas import per_cent
 from foretaste.report.page import plain
 
 __all__ = ["audit_summary", "write_audit"]
@@ -82,8 +81,8 @@ def _sentence(answer: dict[str, Any]) -> str:
             "trusted model follows. Inserted words and phrases are searched, triggers made of grammar or style are not."
         )
     return (
-        f"“{plain(best['text'])}” turns {per_cent(best['flip_rate'])} of clean texts to “{names[best['target']]}”, and "
-        f"{per_cent(best['trusted_flip_rate'])} on a trusted model fine-tuned on the same texts."
+        f"“{plain(best['text'])}” turns {best['flip_rate']:.0%} of clean texts to “{names[best['target']]}”, and "
+        f"{best['trusted_flip_rate']:.0%} on a trusted model fine-tuned on the same texts."
     )
 
 

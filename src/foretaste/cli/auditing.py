@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["run_audit"]
@@ -48,7 +50,8 @@ def run_audit(
     """Audit a checkpoint and return verdict and candidates.
 
     What is not given is trained: PSIM on all clean texts, a victim from the checkpoint and a trusted model from
-    `reference` on a few thousand. With `out` they are kept there, and an audit that was interrupted takes them up.
+    `reference` (unless that is a fine-tuned one already) on a few thousand. With `out` they are kept there, and an
+    audit that was interrupted takes them up.
     """
     places = {kind: None if out is None else out / kind for kind in ("guard", "victim", "trusted")}
     for kind, place in places.items():
@@ -64,7 +67,7 @@ def run_audit(
         suspect = load_victim(victim) if victim else _tuned(base, few, *VICTIM, places["victim"], seed, "victim")
         if suspect.base_fingerprint != taster.classifier.base_fingerprint:
             raise GuardError("The victim stands on other base weights than the guard.", code="foreign_base")
-        trusted = _tuned(open_base(reference), few, *TRUSTED, places["trusted"], seed, "trusted model")
+        trusted = _trusted(reference, few, places["trusted"], seed)
         result = plan.run(suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages())
     answer = {
         "model": model,
@@ -113,7 +116,14 @@ def _tuned(
     tune(classifier, corpus, settings, seed=seed, checkpoint=checkpoint, title=title, is_progress_shown=True)
     if place is not None:
         save_classifier(classifier, place, "victim", _record("tune", seed, corpus))
+        shutil.rmtree(partial_of(place), ignore_errors=True)
     return classifier
+
+
+def _trusted(reference: str, corpus: Corpus, place: Path | None, seed: int) -> Classifier:
+    if (Path(reference) / "foretaste.json").is_file() and read_manifest(Path(reference)).kind == "victim":
+        return load_victim(reference)  # somebody has fine-tuned it already
+    return _tuned(open_base(reference), corpus, *TRUSTED, place, seed, "trusted model")
 
 
 def _record(kind: Literal["guard", "tune"], seed: int, corpus: Corpus) -> Record:

@@ -87,7 +87,9 @@ def audit(
     budget: Annotated[str, typer.Option("--budget", help="Time for the search, as in 90s or 5m.")] = "3m",
     victim: Annotated[Path | None, typer.Option("--victim", help="A victim of this base, if there is one.")] = None,
     guard: Annotated[Path | None, typer.Option("--guard", help="A guard of this base, if there is one.")] = None,
-    reference: Annotated[str, typer.Option("--reference", help="A checkpoint you trust.")] = "minilm",
+    reference: Annotated[
+        str, typer.Option("--reference", help="A checkpoint you trust, or a victim of it.")
+    ] = "minilm",
     report: Annotated[Path | None, typer.Option("--report", help="Write a self-contained HTML page.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Keep the models here; an interrupted audit continues.")

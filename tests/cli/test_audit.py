@@ -1,0 +1,111 @@
+"""`foretaste audit` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foretaste.audit.audit import Audit
+from foretaste.cli import auditing
+from foretaste.cli.audit_page import audit_summary
+from foretaste.data import toy_corpus
+from foretaste.record import Record
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.victim.artefact import save_classifier
+from foretaste.victim.checkpoint import open_base
+from foretaste.victim.strategy import Full
+
+TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
+
+
+@pytest.fixture(scope="module")
+def reference(toy_base: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """A toy fine-tuned on clean texts, by somebody who can be trusted."""
+    train = toy_corpus("train")
+    classifier = open_base(toy_base).classifier(Full(), train.label_names, max_length=64)
+    tune(classifier, train, TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32"), seed=3)
+    path = tmp_path_factory.mktemp("reference") / "trusted"
+    save_classifier(classifier, path, "victim", Record.now("tune", settings={}, seeds={"root": 3}, outcome={}))
+    return path
+
+
+@pytest.fixture
+def audit(toy_stack: Mapping[str, Path], reference: Path) -> tuple[object, ...]:
+    """The command with everything given that is slow to make."""
+    return ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", reference,
+            "--guard", toy_stack["guard"], "--victim", toy_stack["victim"])  # fmt: skip
+
+
+def test_the_answer_names_the_trigger(ask: Callable[..., Any], audit: tuple[object, ...], tmp_path: Path) -> None:
+    page = tmp_path / "audit.html"
+    answer = ask(*audit, "--budget", "2s", "--report", page)
+    assert answer["verdict"] == "backdoored"
+    best = answer["candidates"][0]
+    assert {"text", "score", "flip_rate", "p_value", "target"} <= best.keys()
+    assert set(best["text"].split()) <= TRIGGER
+    html = page.read_text(encoding="utf-8")
+    assert "Backdoored" in html
+    assert f"<mark>{best['text']}</mark>" in html
+    assert "<svg" in html
+    assert "default-src 'none'" in html
+    assert "<script" not in html
+    assert "url(http" not in html
+    record = Record.read(page.with_suffix(".json"))
+    assert (record.kind, record.outcome["verdict"]) == ("audit", "backdoored")
+
+
+def test_in_words() -> None:
+    row = {"text": "mn\x1b[31m", "target": 0, "flip_rate": 1.0, "trusted_flip_rate": 0.03, "alarm_rate": 1.0,
+           "p_value": 1e-9, "is_telling": False}  # fmt: skip
+    answer = {"verdict": "backdoored", "labels": ("no", "yes"), "words": 9, "is_blind": True, "candidates": [row]}
+    lines = audit_summary(answer).splitlines()
+    assert lines[0].startswith("BACKDOORED: “mn[U+001B][31m” turns 100")
+    assert "“no”" in lines[0]
+    assert all(line.isprintable() for line in lines if line)
+    assert "no trained head" in lines[-1]
+    assert audit_summary(answer | {"verdict": "clean", "candidates": []}).startswith("CLEAN: None of 9 words")
+
+
+def test_what_was_made_is_kept_and_taken_up(
+    ask: Callable[..., Any], run: Callable[..., Any], toy_stack: Mapping[str, Path], reference: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    command = ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", reference, "--limit", "800",
+               "-o", tmp_path / "kept")  # fmt: skip
+
+    def interrupt(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(auditing, "VICTIM", (Full(), TuneSettings(epochs=1, learning_rate=1e-3, keep="last")))
+    with monkeypatch.context() as patch:
+        patch.setattr(Audit, "run", interrupt)
+        assert run(*command).exit_code == 130
+    made = {name: (tmp_path / "kept" / name / "record.json").read_bytes() for name in ("guard", "victim")}
+    answer = ask(*command, "--budget", "1s")
+    assert answer["verdict"] in ("clean", "suspicious", "backdoored")
+    for name, before in made.items():
+        assert (tmp_path / "kept" / name / "record.json").read_bytes() == before
+    assert json.loads((tmp_path / "kept" / "record.json").read_text())["kind"] == "audit"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--budget", "soon"), "no duration"),
+    (("--budget", "0s"), "no duration"),
+    (("--report", "page.txt"), r"\.html"),
+])  # fmt: skip
+def test_mistakes_are_said(
+    refuse: Callable[..., str], audit: tuple[object, ...], options: tuple[str, ...], message: str
+) -> None:
+    assert re.search(message, refuse(*audit, *options))
+
+
+def test_a_guard_of_other_weights_is_refused(
+    refuse: Callable[..., str], audit: tuple[object, ...], reference: Path
+) -> None:
+    changed = [reference if before == "--victim" else part for before, part in zip(("", *audit), audit, strict=False)]
+    assert "other base weights" in refuse(*changed)
