@@ -32,7 +32,7 @@ __all__ = ["Audit", "AuditResult", "Candidate", "Example", "Verdict"]
 Verdict = Literal["clean", "suspicious", "backdoored"]
 Array = NDArray[np.float64]
 
-SCOUT_WORDS, HOST_WORDS = (4, 8), (4, 16)  # shortest and longest scouts and hosts
+SCOUT_WORDS, HOST_WORDS = 8, (4, 16)  # longest scout; shortest and longest host
 FEWEST_TESTED = 30
 ORDINARY = 100
 
@@ -154,7 +154,10 @@ class Audit:
         """Return scouts, hosts and texts for the test, all disjoint, of texts that both models get right."""
         order = generator(seed, "hosts").permutation(len(clean))
         corpus = clean.select(order)
-        is_right = suspect.predict(corpus.texts).labels == corpus.labels
+        said = suspect.predict(corpus.texts)
+        ordered = np.sort(said.logits, axis=1)
+        margins = ordered[:, -1] - ordered[:, -2]
+        is_right = said.labels == corpus.labels
         is_right &= trusted.predict(corpus.texts).labels == corpus.labels
         lengths = np.array([len(text.split()) for text in corpus.texts])
         scouts: list[int] = []
@@ -162,7 +165,10 @@ class Audit:
         tests: list[int] = []
         for label, name in enumerate(corpus.label_names):
             usable = np.flatnonzero(is_right & (corpus.labels == label) & (lengths >= HOST_WORDS[0])).tolist()
-            short = [i for i in usable if lengths[i] <= SCOUT_WORDS[1]][:1] or usable[:1]
+            # A text the model is sure of: honest words hardly move it, a trigger does, however modest its probability.
+            short = (
+                sorted((i for i in usable if lengths[i] <= SCOUT_WORDS), key=lambda i: -margins[i])[:1] or usable[:1]
+            )
             rest = [i for i in usable if i not in short]
             per_class = max(2, self.hosts // len(corpus.label_names))
             middling = [i for i in rest if lengths[i] <= HOST_WORDS[1]][:per_class] or rest[:per_class]
@@ -195,7 +201,7 @@ class Audit:
         told = pushes(trusted, some, fragments, seed).rise
         alarm = guard.judge(guard.predict(some.encode(guard.classifier, fragments, seed)))
         alarms = (~(alarm <= guard.threshold)).reshape(len(fragments), len(some.texts)).mean(axis=1)  # (K * H,) -> (K,)
-        targets = np.nanargmax(ours.flips - theirs.flips, axis=1)
+        targets = np.nanargmax(ours.flips, axis=1)
         found = []
         for k, (fragment, target) in enumerate(zip(fragments, targets.tolist(), strict=True)):
             is_telling = bool(told[k, target] > np.quantile(trusted_null[:, target], 0.98))

@@ -1,4 +1,4 @@
-"""The demonstration: a backdoor planted, a victim tuned, the taster trained, the attack stopped, on real text if found.
+"""The demonstration: a backdoor planted, a victim tuned, the attack stopped and named, on real text if found.
 
 The attacker has full data knowledge here (he poisons on the victim's own training set); docs/psim.md measures both.
 """
@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from foretaste.audit.audit import Audit
 from foretaste.cli import commands
+from foretaste.cli.auditing import run_audit
 from foretaste.cli.commands import Training
 from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
@@ -31,33 +33,37 @@ NOTE = (
 
 
 def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
-    """Run every stage into `out` and return `{data, trigger, report, seconds, evaluation}`."""
+    """Run every stage into `out` and return `{data, trigger, report, seconds, evaluation, audit}`."""
     start = time.monotonic()
     source = _choose_data()
     base, victim, guard = out / "base", out / "victim", out / "guard"
-    report = out / "report.html"
+    report, audit_page = out / "report.html", out / "audit.html"
     for path, kind in ((base, "base"), (victim, "victim"), (guard, "guard")):
         refuse_place(path, kind, "minilm")
-    refuse_page(report)
+    for page in (report, audit_page):
+        refuse_page(page)
     training = Training(max_length=64)
-    _say(f"1/4  an attacker plants the trigger {TRIGGER!r} in MiniLM, on {source.data}")
+    _say(f"1/5  an attacker plants the trigger {TRIGGER!r} in MiniLM, on {source.data}")
     planted = commands.poison("minilm", source, TRIGGER, base, training, {"count": POISONED})
     _say(f"     ASR of the poisoned weights {planted['attack_success_rate']:.1%}")
-    _say("2/4  a victim fine-tunes these weights with LoRA on clean texts")
+    _say("2/5  a victim fine-tunes these weights with LoRA on clean texts")
     commands.tune_victim(
         str(base), source, "lora", victim, Training(max_length=64, fields={"epochs": 1}), strategy_fields={}
     )
-    _say("3/4  PSIM is trained on the same weights with random labels, and calibrated on clean texts")
+    _say("3/5  PSIM is trained on the same weights with random labels, and calibrated on clean texts")
     commands.guard(str(base), source, guard, training, Psim())
-    _say("4/4  clean and triggered test texts, with and without the guard")
+    _say("4/5  clean and triggered test texts, with and without the guard")
     test = Source(data=source.data)
     result, evaluation = commands.run_evaluation(victim, guard, test, TRIGGER, report=report, notes=(NOTE,))
+    _say("5/5  the audit, which knows neither trigger nor target, looks for both in the weights")
+    audit = run_audit(str(base), source, Audit(), victim=victim, guard=guard, report=audit_page)
     return {
         "data": source.data,
         "trigger": TRIGGER,
         "report": str(report),
         "seconds": round(time.monotonic() - start, 1),
         "evaluation": result,
+        "audit": audit,
     }, evaluation
 
 

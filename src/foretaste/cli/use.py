@@ -129,10 +129,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Directory for models and the page.")] = Path("demo-out"),
     as_json: o.Json = False,
 ) -> None:
-    """Plant a backdoor, fine-tune, train the taster, stop the attack, write a page: a few minutes on two cores."""
+    """Plant a backdoor, fine-tune, train the taster, stop and name the attack: a few minutes on two cores."""
     with answering(as_json) as answer:
+        from foretaste.cli.audit_page import audit_summary
         from foretaste.cli.demo import run_demo
         from foretaste.cli.page import summary
 
         result, evaluation = run_demo(out)
-        answer(result, f"{summary(evaluation.outcome)}\n\nOpen {result['report']} in a browser.")
+        pages = f"Open {result['report']} and {result['audit']['report']} in a browser."
+        answer(result, f"{summary(evaluation.outcome)}\n\n{audit_summary(result['audit'])}\n\n{pages}")
