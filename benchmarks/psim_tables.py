@@ -31,7 +31,7 @@ PAPER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--default", default="lora", choices=RECIPES)
+    parser.add_argument("--default", default="both", choices=RECIPES)
     arguments = parser.parse_args()
     store = arguments.store
     parts = [bases(store), doses(store), recipes(store), int8(store), rates(store), victims(store, arguments.default)]
@@ -74,7 +74,9 @@ def recipes(store: Path) -> str:
     for recipe in RECIPES:
         found = [r["outcome"] for a in TRIGGERS for k in PROXIES for r in _records(store, "recipe", a, k, recipe)]
         keys = ("auroc", "far_at_1", "frr", "far", "frr_07", "far_07")
-        cells = [_spread(found, key, percent=key != "auroc") for key in keys]
+        is_bar_printed = RECIPES[recipe].view == "confidence"  # 0.7 is a probability
+        cells = [_spread(found, key, percent=key != "auroc") if is_bar_printed or not key.endswith("_07") else "–"
+                 for key in keys]  # fmt: skip
         rows.append([recipe, str(len(found)), *cells, _spread(found, "seconds", percent=False)])
     head = ["recipe", "bases", "AUROC", "FAR at 1 % FRR", "FRR", "FAR", "FRR at 0.7", "FAR at 0.7", "seconds"]
     return _table(head, rows)
