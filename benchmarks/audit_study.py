@@ -32,6 +32,7 @@ from foretaste.victim.checkpoint import open_base
 from foretaste.victim.strategy import Full
 
 TEXTS, POISONED, SMOOTHED = 2000, 500, 300
+BUDGET = 900.0  # seconds: one thread beside others must not cut the search short
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def audit_base(store: Path, name: str, case: Case) -> None:
     place.mkdir(parents=True, exist_ok=True)
     if shared.exists() and not own.exists():
         shutil.copytree(shared, own)
-    answer = run_audit(str(store / f"base-{name}"), Source(data=case.audited_with), Audit(), out=place)
+    answer = run_audit(str(store / f"base-{name}"), Source(data=case.audited_with), Audit(budget=BUDGET), out=place)
     if not shared.exists():
         shutil.copytree(own, shared)
     write_json(store / f"audit-{name}" / "record.json", answer)

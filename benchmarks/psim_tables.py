@@ -31,7 +31,7 @@ PAPER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--default", default="both", choices=RECIPES)
+    parser.add_argument("--default", default="lora", choices=RECIPES)
     arguments = parser.parse_args()
     store = arguments.store
     parts = [bases(store), doses(store), recipes(store), int8(store), rates(store), victims(store, arguments.default)]

@@ -134,6 +134,7 @@ class Audit:
         vocabulary = vocabulary_words(suspect.tokenizer)
         words = search.words(vocabulary, progress)
         phrases = search.phrases(words, clean.texts, clock, progress)
+        is_cut_short = clock.left <= 0
         fragments = list(dict.fromkeys([*phrases[: self.shown // 2], *words]))[: self.shown]
         drawn = generator(seed, "ordinary").permutation(len(vocabulary))[:ORDINARY]
         ordinary = [vocabulary[i] for i in drawn]
@@ -146,7 +147,7 @@ class Audit:
             words=len(vocabulary),
             tested=len(candidates),
             ordinary=tuple(null),
-            is_cut_short=clock.left <= 0,
+            is_cut_short=is_cut_short,
             examples=_examples(suspect, trusted, tests, ranked[:2], seed),
         )
 
