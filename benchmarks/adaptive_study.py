@@ -52,7 +52,7 @@ VICTIM = TuneSettings(epochs=1, learning_rate=5e-4, keep="last")
 ADAPTER = TuneSettings(epochs=2, keep="last")
 # The promise of 1 % FRR, checked on other clean texts: the guard trains on so many texts, the rest is drawn from.
 PROMISE_SIZE, CALIBRATION_SIZE, DRAWS = 3000, 872, 1000
-PROMISED = ("word", "smooth-0.6")
+PROMISED = (("word", 0), ("smooth-0.6", 0))
 
 
 def _plan(trigger: str = "word:mn", **fields: Any) -> Attack:
@@ -75,7 +75,14 @@ ATTACKS: dict[str, Attack] = {
     "anti-reset": _plan(evasion=Evasion.ANTI_RESET),
 }
 # Besides: "none", the same training without poison, and "adapter", a poisoned adapter on that clean base.
-CELLS = [(name, seed) for seed in SEEDS for name in (*ATTACKS, "none", "adapter")]
+NAMES = (*ATTACKS, "none", "adapter")
+# What differs most between draws is repeated first, once every attack has its first seed.
+FIRST = ("feature-matching", "smooth-0.6", "confidence-cap", "word")
+CELLS = [
+    *((name, 0) for name in NAMES),
+    *((name, seed) for seed in SEEDS[1:] for name in FIRST),
+    *((name, seed) for seed in SEEDS[1:] for name in NAMES if name not in FIRST),
+]
 
 
 def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
@@ -105,7 +112,7 @@ def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
             merged = _merge(victim, home / "merged", seed)
             guard = Psim().fit(merged, train, validation, seed=seed, max_length=LENGTH)
             outcome["guard_of_merged"] = _judge_guard(guard, victim, validation, part, directions)
-        if name in PROMISED:
+        if (name, seed) in PROMISED:
             outcome["promise"] = _keep_promise(base, seed)
     if not is_kept:
         shutil.rmtree(home)

@@ -70,11 +70,11 @@ def _promises(found: dict[str, list[Any]]) -> str:
     """How often the promise of 1 % FRR is broken, over calibration sets drawn anew."""
     head = ["base", "seed", *(f"{what}, {view}" for view in VIEWS for what in ("draws above 1 %", "mean FRR"))]
     rows = []
-    for name in PROMISED:
-        for record in found[name]:
+    for name, seed in PROMISED:
+        for record in (record for record in found[name] if record["seeds"]["root"] == seed):
             promise = record["outcome"]["promise"]
             cells = [f"{100 * promise[v][key]:.{n}f} %" for v in VIEWS for key, n in (("share_above", 1), ("mean", 2))]
-            rows.append([name, str(record["seeds"]["root"]), *cells])
+            rows.append([name, str(seed), *cells])
     return _table(head, rows)
 
 
@@ -126,6 +126,8 @@ def _spread(found: list[Any], read: Reader, *, percent: bool = True, digits: int
     if not values:
         return "-"
     digits = digits if percent else 3
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
