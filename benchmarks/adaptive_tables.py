@@ -18,7 +18,9 @@ Reader = Callable[[Any], float]
 def tables(store: Path) -> str:
     """The tables of docs/adaptive.md: mean (lowest to highest seed), the attack that gets most past the guard first."""
     found = {name: _records(store, name) for name in (*ATTACKS, "none")}
-    names = sorted((n for n in ATTACKS if found[n]), key=lambda n: -_mean(found[n], _guarded("both", "far")))
+    names = sorted(
+        (n for n in ATTACKS if found[n]), key=lambda n: -_mean(found[n], _guarded("both", "attack_success_rate"))
+    )
     parts = [
         _headline([*names, "none"], found),
         _separation(names, found),
