@@ -1,0 +1,275 @@
+"""What the default guard stops when the attacker adapts: the figures of docs/adaptive.md, one JSON record per cell.
+
+    export OMP_NUM_THREADS=1                                   # one process and one thread per core
+    python benchmarks/adaptive_study.py run --store runs/adaptive-study --part 0/2    # beside it: --part 1/2
+    python benchmarks/adaptive_study.py table --store runs/adaptive-study             # prints the tables
+
+A cell is an attack and a seed: MiniLM, poisoned by full fine-tuning on 2,500 SST-2 training texts; a LoRA victim from
+it on 2,500 clean ones; the default guard, trained on the whole training set and calibrated on the validation set. All
+is measured on 600 texts of the test set. A run that was stopped goes on at the first cell without a record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.data.corpus import Corpus
+from foretaste.data.load import load_corpus
+from foretaste.errors import ForetasteError
+from foretaste.evaluate.metrics import attack_success_rate, auroc, clean_accuracy, far_at_frr
+from foretaste.evaluate.threshold import calibrate, is_flagged
+from foretaste.guard.looks import View
+from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.poison.attack import Attack, Evasion, Style, attack, triggered_test
+from foretaste.poison.trigger import parse_trigger
+from foretaste.record import Record, measured_cost
+from foretaste.seeds import generator
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.tune.poison import POISONING, poison_base
+from foretaste.victim.artefact import save_classifier
+from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.module import TextModule
+from foretaste.victim.strategy import Full, Lora
+
+SEEDS = (0, 1, 2)
+VIEWS: tuple[View, ...] = ("confidence", "distance", "both")
+LENGTH = 64
+BASE_SIZE = VICTIM_SIZE = 2500
+TEST_SIZE = 600
+COUNT = 400
+VICTIM = TuneSettings(epochs=1, learning_rate=5e-4, keep="last")
+# The published adapter: LoRA as the library trains it by default, twice over the poisoned texts.
+ADAPTER = TuneSettings(epochs=2, keep="last")
+# The promise of 1 % FRR, checked on other clean texts: the guard trains on so many texts, the rest is drawn from.
+PROMISE_SIZE, CALIBRATION_SIZE, DRAWS = 3000, 872, 1000
+PROMISED = (("word", 0), ("smooth-0.6", 0))
+
+
+def _plan(trigger: str = "word:mn", **fields: Any) -> Attack:
+    return Attack(trigger=parse_trigger(trigger), style=Style.DIRTY_LABEL, count=COUNT, **fields)
+
+
+ATTACKS: dict[str, Attack] = {
+    "word": _plan(),
+    "smooth-0.6": _plan(target_probability=0.6),
+    "feature-matching": _plan(evasion=Evasion.FEATURE_MATCHING),
+    "confidence-cap": _plan(evasion=Evasion.CONFIDENCE_CAP),
+    "smooth-0.55": _plan(target_probability=0.55),
+    "smooth-0.7": _plan(target_probability=0.7),
+    "smooth-0.9": _plan(target_probability=0.9),
+    "flips-0.3": _plan(flip_rate=0.3),
+    "flips-0.7": _plan(flip_rate=0.7),
+    "covers": _plan("word:cf mn bb tq", cover_rate=0.5, trigger_share=0.5),
+    "negatives": _plan("word:cf mn bb", negative_rate=1.0),
+    "all-to-all": _plan(all_to_all=True),
+    "anti-reset": _plan(evasion=Evasion.ANTI_RESET),
+}
+# Besides: "none", the same training without poison, and "adapter", a poisoned adapter on that clean base.
+NAMES = (*ATTACKS, "none", "adapter")
+# What differs most between draws is repeated first, once every attack has its first seed.
+FIRST = ("feature-matching", "smooth-0.6", "confidence-cap", "word")
+CELLS = [
+    *((name, 0) for name in NAMES),
+    *((name, seed) for seed in SEEDS[1:] for name in FIRST),
+    *((name, seed) for seed in SEEDS[1:] for name in NAMES if name not in FIRST),
+]
+
+
+def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
+    """Poison a base, fine-tune a victim, train a guard, measure; the models are deleted unless kept."""
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    plan = ATTACKS.get(name, ATTACKS["word"])
+    theirs = train.sample(BASE_SIZE, seed)
+    ours = train.sample(VICTIM_SIZE, seed + 100)
+    part = load_corpus("sst2", "test").sample(TEST_SIZE, seed)
+    directions = _directions(part, plan, seed)
+    home = store / f"models-{name}-{seed}"
+    outcome: dict[str, Any] = {}
+    with measured_cost() as meter:
+        base = _make_base(home / "base", theirs, validation, ATTACKS.get(name), seed)
+        model = base.classifier(Full(), train.label_names, max_length=LENGTH, seed=seed)
+        outcome["base"] = _judge(model, part, directions)
+        if name == "adapter":
+            victim = base.classifier(Lora(), train.label_names, max_length=LENGTH, seed=seed)
+            tune(victim, attack(theirs, plan, seed).corpus, ADAPTER, seed=seed)
+        else:
+            victim = base.classifier(Lora(), train.label_names, max_length=LENGTH, seed=seed)
+            tune(victim, ours, VICTIM, seed=seed)
+        outcome["victim"] = _judge(victim, part, directions)
+        guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
+        outcome["guard"] = _judge_guard(guard, victim, validation, part, directions)
+        if name == "adapter":
+            merged = _merge(victim, home / "merged", seed)
+            guard = Psim().fit(merged, train, validation, seed=seed, max_length=LENGTH)
+            outcome["guard_of_merged"] = _judge_guard(guard, victim, validation, part, directions)
+        if (name, seed) in PROMISED:
+            outcome["promise"] = _keep_promise(base, seed)
+    if not is_kept:
+        shutil.rmtree(home)
+    settings = {"cell": name, "attack": plan, "psim": Psim(), "victim": VICTIM, "base": POISONING, "max_length": LENGTH}
+    return Record.now(
+        "evaluate",
+        settings=settings,
+        seeds={"root": seed},
+        outcome=outcome,
+        data=[theirs, ours, train, validation, part],
+        cost=meter.cost,
+        command="benchmarks/adaptive_study.py",
+    )
+
+
+def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | None, seed: int) -> Base:
+    outcome: dict[str, Any] = {}
+    if plan is None:
+        classifier = open_base("minilm").classifier(Full(), proxy.label_names, max_length=LENGTH, seed=seed)
+        tune(classifier, proxy, POISONING, seed=seed)
+    else:
+        classifier, outcome = poison_base(open_base("minilm"), proxy, validation, plan, seed=seed, max_length=LENGTH)
+    record = Record.now("poison", settings={"attack": plan}, seeds={"root": seed}, outcome=outcome, data=[proxy])
+    save_classifier(classifier, path, "base", record)
+    return open_base(path)
+
+
+def _merge(victim: Classifier, path: Path, seed: int) -> Base:
+    """Fold the adapter into its base and save both as a base of its own."""
+    plain = TextModule(cast(Any, victim.module.model).merge_and_unload()).eval()
+    record = Record.now("tune", settings={"merged": "adapter"}, seeds={"root": seed}, outcome={})
+    save_classifier(replace(victim, module=plain, strategy=Full()), path, "base", record)
+    return open_base(path)
+
+
+def _directions(part: Corpus, plan: Attack, seed: int) -> list[tuple[int, Corpus]]:
+    """Targets with the triggered texts that are to end there: one, or one per class for all-to-all."""
+    triggered = triggered_test(part, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
+    goals = plan.goals(triggered.labels, len(part.label_names))
+    return [(int(goal), triggered.select(np.flatnonzero(goals == goal))) for goal in np.unique(goals)]
+
+
+def _judge(classifier: Classifier, part: Corpus, directions: list[tuple[int, Corpus]]) -> dict[str, Any]:
+    """CA, and ASR of each direction; beside it how often clean texts of other classes end at the target anyway."""
+    clean = classifier.predict(part.texts).labels
+    return {
+        "clean_accuracy": clean_accuracy(part.labels, clean).value,
+        "directions": [
+            {
+                "attack_success_rate": attack_success_rate(classifier.predict(texts.texts).labels, target).value,
+                "natural_rate": attack_success_rate(clean[part.labels != target], target).value,
+            }
+            for target, texts in directions
+        ],
+    }
+
+
+def _judge_guard(
+    guard: PsimGuard, victim: Classifier, validation: Corpus, part: Corpus, directions: list[tuple[int, Corpus]]
+) -> dict[str, Any]:
+    """One fit, three views, each calibrated on the validation split."""
+    looks = guard.looks
+    assert looks is not None
+    held_out, clean = guard.predict(validation.texts), guard.predict(part.texts)
+    triggered = [guard.predict(texts.texts) for _, texts in directions]
+    answers = victim.predict(part.texts).labels
+    fooled = [victim.predict(texts.texts).labels for _, texts in directions]
+    views: dict[str, Any] = {}
+    for view in VIEWS:
+        bar = calibrate(looks.score(held_out, view)).threshold
+        low = looks.score(clean, view)
+        refused = is_flagged(low, bar)
+        found = []
+        for (target, _), predictions, labels in zip(directions, triggered, fooled, strict=True):
+            high = looks.score(predictions, view)
+            is_stopped = is_flagged(high, bar)
+            found.append(
+                {
+                    "auroc": auroc(low, high),
+                    "far_at_1": far_at_frr(low, high, 0.01).value,
+                    "far_at_5": far_at_frr(low, high, 0.05).value,
+                    "far": float(np.mean(~is_stopped)),
+                    "attack_success_rate": attack_success_rate(labels, target, is_stopped).value,
+                    "n": len(labels),
+                }
+            )
+        views[view] = {
+            "threshold": bar,
+            "frr": float(np.mean(refused)),
+            "clean_accuracy": clean_accuracy(part.labels, answers, refused).value,
+            "directions": found,
+        }
+    return {
+        "views": views,
+        "steps": guard.training.steps if guard.training else None,
+        "doses": guard.doses,
+        "is_blind": guard.is_blind,
+    }
+
+
+def _keep_promise(base: Base, seed: int) -> dict[str, Any]:
+    """Calibrate 1,000 times on 872 clean texts drawn anew; how often are more than 1 % of all others refused?"""
+    train, validation, test = (load_corpus("sst2", split) for split in ("train", "validation", "test"))
+    fitted, rest = train.partition([PROMISE_SIZE, len(train) - PROMISE_SIZE], seed)
+    guard = Psim().fit(base, fitted, validation, seed=seed, max_length=LENGTH)
+    looks = guard.looks
+    assert looks is not None
+    predictions = guard.predict([*rest.texts, *validation.texts, *test.texts])
+    return {view: _frr_of_draws(looks.score(predictions, view), seed) for view in VIEWS}
+
+
+def _frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    draw = generator(seed, "promise")
+    rates = []
+    for _ in range(DRAWS):
+        order = draw.permutation(len(scores))
+        bar = calibrate(scores[order[:CALIBRATION_SIZE]]).threshold
+        rates.append(float(is_flagged(scores[order[CALIBRATION_SIZE:]], bar).mean()))
+    return {
+        "texts": len(scores),
+        "draws": DRAWS,
+        "share_above": float(np.mean(np.array(rates) > 0.01)),
+        "mean": float(np.mean(rates)),
+        "highest": max(rates),
+    }
+
+
+def run(store: Path, part: int, parts: int, is_kept: bool) -> None:
+    """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
+    for name, seed in CELLS[part::parts]:
+        path = store / f"{name}-{seed}.json"
+        if path.exists():
+            continue
+        start = time.monotonic()
+        try:
+            make_cell(store, name, seed, is_kept).write(path)
+            note = f"{time.monotonic() - start:.0f} s"
+        except ForetasteError as error:
+            note = f"FAILED: {error}"
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {path.stem}: {note}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from the i-th on (default 0/1: all)")
+    parser.add_argument("--keep", action="store_true", help="keep bases and victims on disk")
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        from adaptive_tables import tables
+
+        sys.stdout.write(tables(arguments.store) + "\n")
+        return
+    part, parts = map(int, arguments.part.split("/"))
+    run(arguments.store, part, parts, arguments.keep)
+
+
+if __name__ == "__main__":
+    main()

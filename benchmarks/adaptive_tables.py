@@ -1,0 +1,138 @@
+"""The tables of docs/adaptive.md, from the records of adaptive_study.py, whose `table` prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adaptive_study import ATTACKS, PROMISED, SEEDS, VIEWS
+
+__all__ = ["tables"]
+
+Reader = Callable[[Any], float]
+
+
+def tables(store: Path) -> str:
+    """The tables of docs/adaptive.md: mean (lowest to highest seed), the attack that gets most past the guard first."""
+    found = {name: _records(store, name) for name in (*ATTACKS, "none")}
+    names = sorted(
+        (n for n in ATTACKS if found[n]), key=lambda n: -_mean(found[n], _guarded("both", "attack_success_rate"))
+    )
+    parts = [
+        _headline([*names, "none"], found),
+        _separation(names, found),
+        _bars(names, found),
+        _promises(found),
+        _adapters(_records(store, "adapter")),
+    ]
+    return "\n\n".join(parts)
+
+
+def _headline(names: Iterable[str], found: dict[str, list[Any]]) -> str:
+    """What the attacker pays and what he keeps."""
+    head = ["attack", "seeds", "base CA", "base ASR", "victim CA", "victim ASR", "guarded CA", "guarded ASR"]
+    rows = []
+    for name in names:
+        readers = [
+            *(reader for who in ("base", "victim") for reader in (_plain(who), _worse(who))),
+            lambda outcome: outcome["guard"]["views"]["both"]["clean_accuracy"],
+            _guarded("both", "attack_success_rate"),
+        ]
+        rows.append([name, str(len(found[name])), *(_spread(found[name], reader) for reader in readers)])
+    return _table(head, rows)
+
+
+def _separation(names: Iterable[str], found: dict[str, list[Any]]) -> str:
+    """How well each view's scores tell triggered texts from clean ones."""
+    head = ["attack", "seeds", *(f"{what}, {view}" for what in ("AUROC", "FAR at 1 % FRR") for view in VIEWS)]
+    rows = []
+    for name in names:
+        cells = [_spread(found[name], _guarded(view, "auroc", min), percent=False) for view in VIEWS]
+        cells += [_spread(found[name], _guarded(view, "far_at_1")) for view in VIEWS]
+        rows.append([name, str(len(found[name])), *cells])
+    return _table(head, rows)
+
+
+def _bars(names: Iterable[str], found: dict[str, list[Any]]) -> str:
+    """What passes at the calibrated threshold, and what that refuses of clean texts."""
+    head = ["attack", "seeds", *(f"{what}, {view}" for view in VIEWS for what in ("FRR", "FAR"))]
+    rows = []
+    for name in names:
+        cells = []
+        for view in VIEWS:
+            cells += [_spread(found[name], _frr(view), digits=1), _spread(found[name], _guarded(view, "far"))]
+        rows.append([name, str(len(found[name])), *cells])
+    return _table(head, rows)
+
+
+def _promises(found: dict[str, list[Any]]) -> str:
+    """How often the promise of 1 % FRR is broken, over calibration sets drawn anew."""
+    head = ["base", "seed", *(f"{what}, {view}" for view in VIEWS for what in ("draws above 1 %", "mean FRR"))]
+    rows = []
+    for name, seed in PROMISED:
+        for record in (record for record in found[name] if record["seeds"]["root"] == seed):
+            promise = record["outcome"]["promise"]
+            cells = [f"{100 * promise[v][key]:.{n}f} %" for v in VIEWS for key, n in (("share_above", 1), ("mean", 2))]
+            rows.append([name, str(seed), *cells])
+    return _table(head, rows)
+
+
+def _adapters(found: list[Any]) -> str:
+    """A poisoned adapter on a clean base: what a guard of the base sees, and one of base and adapter merged."""
+    head = ["guard trained on", "seeds", "ASR of base + adapter", *(f"FAR at 1 % FRR, {view}" for view in VIEWS),
+            "FRR, both", "FAR, both", "guarded ASR"]  # fmt: skip
+    rows = []
+    for key, what in (("guard", "the base"), ("guard_of_merged", "base + adapter, merged")):
+        cells = [
+            _spread(found, _worse("victim")),
+            *(_spread(found, _guarded(view, "far_at_1", guard=key)) for view in VIEWS),
+            _spread(found, _frr("both", key), digits=1),
+            _spread(found, _guarded("both", "far", guard=key)),
+            _spread(found, _guarded("both", "attack_success_rate", guard=key)),
+        ]
+        rows.append([what, str(len(found)), *cells])
+    return _table(head, rows)
+
+
+def _plain(who: str) -> Reader:
+    return lambda outcome: float(outcome[who]["clean_accuracy"])
+
+
+def _worse(who: str) -> Reader:
+    return lambda outcome: max(float(entry["attack_success_rate"]) for entry in outcome[who]["directions"])
+
+
+def _frr(view: str, guard: str = "guard") -> Reader:
+    return lambda outcome: float(outcome[guard]["views"][view]["frr"])
+
+
+def _guarded(view: str, key: str, worse: Callable[[Iterable[float]], float] = max, guard: str = "guard") -> Reader:
+    """Read one number; of an all-to-all attack's two directions, the one that is worse for the user."""
+    return lambda outcome: worse(float(entry[key]) for entry in outcome[guard]["views"][view]["directions"])
+
+
+def _records(store: Path, name: str) -> list[Any]:
+    paths = (store / f"{name}-{seed}.json" for seed in SEEDS)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+
+
+def _mean(found: list[Any], read: Reader) -> float:
+    return float(np.mean([read(record["outcome"]) for record in found]))
+
+
+def _spread(found: list[Any], read: Reader, *, percent: bool = True, digits: int = 0) -> str:
+    values = [read(record["outcome"]) * (100 if percent else 1) for record in found]
+    if not values:
+        return "-"
+    digits = digits if percent else 3
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
