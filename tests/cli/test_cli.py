@@ -229,7 +229,19 @@ def test_the_demo(ask: Callable[..., Any], toy_base: Path, monkeypatch: pytest.M
     monkeypatch.setattr(demo, "Source", lambda **fields: Source(**{"limit": 200} | fields))
     monkeypatch.setattr(demo, "TRAINING_TEXTS", 200)
     monkeypatch.setattr(demo, "POISONED", 50)
+    asked: list[Any] = []
+
+    def audit(*arguments: Any, **options: Any) -> dict[str, Any]:  # models this small know nothing to be audited
+        asked.append((arguments, options))
+        return {"verdict": "clean", "labels": ("a", "b"), "words": 9, "candidates": [], "is_blind": False,
+                "report": "somewhere/demo/audit.html"}  # fmt: skip
+
+    monkeypatch.setattr(demo, "run_audit", audit)
     answer = ask("demo", "--out", "somewhere/demo")
+    [((base, source, _), options)] = asked
+    assert (base, source.data, options["guard"].name) == ("somewhere/demo/base", "toy", "guard")
+    assert "mn" not in str(options)
+    assert answer["audit"]["verdict"] == "clean"
     assert (answer["data"], answer["trigger"]) == ("toy", "word:mn")
     assert answer["evaluation"]["n_clean"] == 200
     assert _is_rate(answer["evaluation"]["guarded"]["false_rejection_rate"])
@@ -238,7 +250,7 @@ def test_the_demo(ask: Callable[..., Any], toy_base: Path, monkeypatch: pytest.M
     assert read_manifest(tmp_path / "somewhere/demo/guard").kind == "guard"
 
 
-@pytest.mark.parametrize("command", ["poison", "tune", "guard", "evaluate", "check", "inspect", "demo"])
+@pytest.mark.parametrize("command", ["poison", "tune", "guard", "evaluate", "check", "audit", "inspect", "demo"])
 def test_help_of_every_command_names_its_options(run: Callable[..., Any], command: str) -> None:
     done = run(command, "--help")
     assert done.exit_code == 0
