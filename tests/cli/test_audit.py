@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from foretaste.audit.audit import Audit
 from foretaste.cli import auditing
@@ -104,8 +106,16 @@ def test_mistakes_are_said(
     assert re.search(message, refuse(*audit, *options))
 
 
-def test_a_guard_of_other_weights_is_refused(
-    refuse: Callable[..., str], audit: tuple[object, ...], reference: Path
-) -> None:
+def test_what_belongs_to_another_checkpoint_is_refused(
+    refuse: Callable[..., str], audit: tuple[object, ...], reference: Path, tmp_path: Path,
+) -> None:  # fmt: skip
     changed = [reference if before == "--victim" else part for before, part in zip(("", *audit), audit, strict=False)]
-    assert "other base weights" in refuse(*changed)
+    assert "The victim stands on other base weights" in refuse(*changed)
+    other = tmp_path / "other"
+    shutil.copytree(str(audit[2]), other)
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if "word_embeddings" in name)
+    weights[name] = weights[name] + 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    changed = [other if before == "--model" else part for before, part in zip(("", *audit), audit, strict=False)]
+    assert "The guard stands on other base weights" in refuse(*changed)
