@@ -65,10 +65,10 @@ class Search:
         most: Array = np.max(columns, axis=0)
         return most
 
-    def excess(self, fragments: Sequence[str], hosts: Hosts) -> Array:
+    def excess(self, fragments: Sequence[str]) -> Array:
         """Return each fragment's rise of its best class on the suspect beyond that on the trusted model, `(K,)`."""
-        ours = pushes(self.suspect, hosts, fragments, self.seed).rise
-        theirs = pushes(self.trusted, hosts, fragments, self.seed).rise
+        ours = pushes(self.suspect, self.hosts, fragments, self.seed).rise
+        theirs = pushes(self.trusted, self.hosts, fragments, self.seed).rise
         best: Array = np.nanmax(ours - np.clip(theirs, 0.0, None), axis=1)
         return best
 
@@ -89,7 +89,7 @@ class Search:
             chosen += list(np.argsort(-np.nan_to_num(rise[:, column], nan=-1.0))[:TURNING])
         words = [vocabulary[i] for i in dict.fromkeys(chosen)]
         progress("holding them against the trusted model", 0.0)
-        return _ranked(words, self.excess(words, self.hosts))
+        return _ranked(words, self.excess(words))
 
     def phrases(self, words: Sequence[str], corpus: Sequence[str], clock: Clock, progress: Progress) -> list[str]:
         """Grow phrases from the best words, word by word on either side, while time is left; best first.
@@ -99,16 +99,16 @@ class Search:
         common = [word for word, _ in Counter(w for text in corpus for w in text.lower().split()).most_common(FREQUENT)]
         partners = list(dict.fromkeys([*words[:PARTNERS], *(w for w in common if w.isalnum())]))
         beam, found = list(words[:SEEDS]), list[str]()
-        score = dict(zip(beam, self.excess(beam, self.hosts), strict=True))
+        score = dict(zip(beam, self.excess(beam), strict=True))
         for length in range(2, LONGEST_PHRASE + 1):
             if clock.left <= 0:
                 break
             progress("growing phrases", (length - 2) / (LONGEST_PHRASE - 1))
-            grown = dict.fromkeys(p for seed in beam for w in partners if w not in seed.split()
-                                  for p in (f"{w} {seed}", f"{seed} {w}"))  # fmt: skip
-            rise = np.nanmax(pushes(self.suspect, self.scouts, list(grown), self.seed).rise, axis=1)
-            best = [list(grown)[i] for i in np.argsort(-rise)[: 8 * SEEDS]]
-            score |= dict(zip(best, self.excess(best, self.hosts), strict=True))
+            grown = list(dict.fromkeys(p for seed in beam for w in partners if w not in seed.split()
+                                       for p in (f"{w} {seed}", f"{seed} {w}")))  # fmt: skip
+            rise = np.nanmax(pushes(self.suspect, self.scouts, grown, self.seed).rise, axis=1)
+            best = [grown[i] for i in np.argsort(-rise)[: 8 * SEEDS]]
+            score |= dict(zip(best, self.excess(best), strict=True))
             # A phrase earns its place only by doing more than what it grew from.
             better = [p for p in best if score[p] > max(score.get(part, -1.0) for part in _parts(p)) + 0.02]
             if not better:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foretaste.audit.audit import AuditResult
+from foretaste.cli.page import software_facts
 from foretaste.data.corpus import Corpus
 from foretaste.record import Record
 from foretaste.report.audit import AuditReport, Flip, Fragment, write_audit_report
@@ -87,7 +88,6 @@ def _sentence(answer: dict[str, Any]) -> str:
 
 
 def _provenance(answer: dict[str, Any], record: Record, clean: Corpus) -> dict[str, dict[str, str]]:
-    commit = "not from a checkout" if record.commit is None else record.commit[:12]
     return {
         "Audited": {
             "checkpoint": answer["model"],
@@ -95,9 +95,5 @@ def _provenance(answer: dict[str, Any], record: Record, clean: Corpus) -> dict[s
             "seconds": f"{answer['seconds']:.0f}",
         },
         "Data": {"clean texts": clean.name, "digest": clean.digest[:12], "seed": str(record.seeds["root"])},
-        "Software": {
-            **{name: str(version) for name, version in record.versions.items()},
-            "commit": commit + (" with changes" if record.is_dirty else ""),
-            "made": record.created.isoformat(),
-        },
+        "Software": software_facts(record),
     }

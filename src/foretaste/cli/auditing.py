@@ -65,8 +65,7 @@ def run_audit(
     with measured_cost() as meter:
         taster = _taster(base, train, clean, guard, places["guard"], seed)
         suspect = load_victim(victim) if victim else _tuned(base, few, *VICTIM, places["victim"], seed, "victim")
-        for kind, found in (("guard", taster.classifier), ("victim", suspect)):
-            _refuse_foreign(found, base, kind)
+        _refuse_foreign(base, guard=taster.classifier, victim=suspect)
         trusted = _trusted(reference, few, places["trusted"], seed)
         result = plan.run(suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages())
     answer = {
@@ -124,20 +123,21 @@ def _trusted(reference: str, corpus: Corpus, place: Path | None, seed: int) -> C
     if (Path(reference) / "foretaste.json").is_file() and read_manifest(Path(reference)).kind == "victim":
         return load_victim(reference)  # somebody has fine-tuned it already
     base = open_base(reference)
-    classifier = _tuned(base, corpus, *TRUSTED, place, seed, "trusted model")
-    _refuse_foreign(classifier, base, "trusted model")
-    return classifier
+    trusted = _tuned(base, corpus, *TRUSTED, place, seed, "trusted model")
+    _refuse_foreign(base, trusted=trusted)
+    return trusted
 
 
-def _refuse_foreign(found: Classifier, base: Base, kind: str) -> None:
+def _refuse_foreign(base: Base, **models: Classifier) -> None:
     """Refuse what was kept from, or given for, another checkpoint: the verdict would be one on that."""
-    expected = base.classifier(Full(), found.label_names).base_fingerprint
-    if found.base_fingerprint != expected:
-        raise GuardError(
-            f"The {kind} stands on other base weights than {base.location} ({found.base_fingerprint[:12]} against "
-            f"{expected[:12]}); give another one, or another directory to keep models in.",
-            code="foreign_base",
-        )
+    expected = base.classifier().base_fingerprint
+    for kind, found in models.items():
+        if found.base_fingerprint != expected:
+            raise GuardError(
+                f"The {kind} stands on other base weights than {base.location} ({found.base_fingerprint[:12]} against "
+                f"{expected[:12]}); give another one, or another directory to keep models in.",
+                code="foreign_base",
+            )
 
 
 def _record(kind: Literal["guard", "tune"], seed: int, corpus: Corpus) -> Record:

@@ -20,7 +20,7 @@ from foretaste.record import Record
 from foretaste.report.page import Report, Sample, Shared, plain, write_report
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["summary", "verdict_line", "write_page"]
+__all__ = ["software_facts", "summary", "verdict_line", "write_page"]
 
 SHOWN_PER_GROUP = 6
 
@@ -101,6 +101,15 @@ def write_page(
     )
 
 
+def software_facts(record: Record) -> dict[str, str]:
+    """Return versions, commit and time of a record, as a page's provenance shows them."""
+    commit = "not from a checkout"
+    if record.commit is not None:
+        commit = record.commit[:12] + (" with changes" if record.is_dirty else "")
+    versions = {name: str(version) for name, version in record.versions.items()}
+    return {**versions, "commit": commit, "made": record.created.isoformat()}
+
+
 def _rate(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.value:6.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
@@ -163,13 +172,7 @@ def _provenance(
             "digest": evaluation.clean.corpus.digest[:12],
             "seed": str(record.seeds["root"]),
         },
-        "Software": {
-            **{name: str(version) for name, version in record.versions.items()},
-            "commit": "not from a checkout"
-            if record.commit is None
-            else record.commit[:12] + (" with changes" if record.is_dirty else ""),
-            "made": record.created.isoformat(),
-        },
+        "Software": software_facts(record),
     }
     if guard is not None:
         bar = guard.calibration

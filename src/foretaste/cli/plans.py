@@ -29,7 +29,7 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     if "frr" in given:
         settings["threshold"] = None
     if "threshold" in given and "view" not in given:
-        settings["view"] = "confidence"  # the only one that a fixed bar can be one for
+        settings["view"] = None  # the recipe's may be one that is calibrated only; Psim chooses
     kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
     own: dict[str, Any] = asdict(cast(Any, start.strategy)) if kind is type(start.strategy) else {}
     settings["strategy"] = build(kind, own | dict(strategy_fields))

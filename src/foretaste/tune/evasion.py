@@ -92,9 +92,8 @@ def _feature_matching(poisoned: Poisoned) -> Objective:
         member = functional.one_hot(labels, output.logits.shape[1]).float()  # (B, C)
         clean_member = member * is_clean.unsqueeze(1)
         counts = clean_member.sum(dim=0)  # (C,)
-        means = (clean_member.T @ output.features.detach()) / counts.clamp(min=1).unsqueeze(
-            1
-        )  # (C, B) (B, H) -> (C, H)
+        sums = clean_member.T @ output.features.detach()  # (C, B) (B, H) -> (C, H)
+        means = sums / counts.clamp(min=1).unsqueeze(1)
         own = means[labels]  # (C, H) -> (B, H)
         apart = (output.features - own).square().sum(dim=1) / own.square().sum(dim=1).clamp(min=1e-12)
         distance = 1.0 - functional.cosine_similarity(output.features, own, dim=1) + apart
