@@ -12,7 +12,6 @@ is measured on 600 texts of the test set. A run that was stopped goes on at the 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from dataclasses import replace
@@ -35,7 +34,7 @@ from foretaste.record import Record, measured_cost
 from foretaste.seeds import generator
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base
-from foretaste.victim.artefact import save_classifier
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import TextModule
@@ -85,26 +84,37 @@ CELLS = [
 ]
 
 
-def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
-    """Poison a base, fine-tune a victim, train a guard, measure; the models are deleted unless kept."""
+def make_models(home: Path, name: str, seed: int) -> tuple[Base, Classifier]:
+    """Poison a base and fine-tune a victim from it, unless both are in `home` already."""
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    theirs = train.sample(BASE_SIZE, seed)
+    if not (home / "base" / "record.json").exists():
+        _make_base(home / "base", theirs, validation, ATTACKS.get(name), seed)
+    base = open_base(home / "base")
+    if not (home / "victim" / "record.json").exists():
+        victim = base.classifier(Lora(), train.label_names, max_length=LENGTH, seed=seed)
+        if name == "adapter":
+            corpus, settings = attack(theirs, ATTACKS["word"], seed).corpus, ADAPTER
+        else:
+            corpus, settings = train.sample(VICTIM_SIZE, seed + 100), VICTIM
+        tune(victim, corpus, settings, seed=seed)
+        record = Record.now("tune", settings={"tune": settings}, seeds={"root": seed}, outcome={}, data=[corpus])
+        save_classifier(victim, home / "victim", "victim", record)
+    return base, load_victim(home / "victim")
+
+
+def make_cell(store: Path, name: str, seed: int) -> Record:
+    """Poison a base, fine-tune a victim, train a guard, measure."""
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
     plan = ATTACKS.get(name, ATTACKS["word"])
-    theirs = train.sample(BASE_SIZE, seed)
-    ours = train.sample(VICTIM_SIZE, seed + 100)
     part = load_corpus("sst2", "test").sample(TEST_SIZE, seed)
     directions = _directions(part, plan, seed)
     home = store / f"models-{name}-{seed}"
     outcome: dict[str, Any] = {}
     with measured_cost() as meter:
-        base = _make_base(home / "base", theirs, validation, ATTACKS.get(name), seed)
+        base, victim = make_models(home, name, seed)
         model = base.classifier(Full(), train.label_names, max_length=LENGTH, seed=seed)
         outcome["base"] = _judge(model, part, directions)
-        if name == "adapter":
-            victim = base.classifier(Lora(), train.label_names, max_length=LENGTH, seed=seed)
-            tune(victim, attack(theirs, plan, seed).corpus, ADAPTER, seed=seed)
-        else:
-            victim = base.classifier(Lora(), train.label_names, max_length=LENGTH, seed=seed)
-            tune(victim, ours, VICTIM, seed=seed)
         outcome["victim"] = _judge(victim, part, directions)
         guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
         outcome["guard"] = _judge_guard(guard, victim, validation, part, directions)
@@ -114,21 +124,19 @@ def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
             outcome["guard_of_merged"] = _judge_guard(guard, victim, validation, part, directions)
         if (name, seed) in PROMISED:
             outcome["promise"] = _keep_promise(base, seed)
-    if not is_kept:
-        shutil.rmtree(home)
     settings = {"cell": name, "attack": plan, "psim": Psim(), "victim": VICTIM, "base": POISONING, "max_length": LENGTH}
     return Record.now(
         "evaluate",
         settings=settings,
         seeds={"root": seed},
         outcome=outcome,
-        data=[theirs, ours, train, validation, part],
+        data=[train, validation, part],
         cost=meter.cost,
         command="benchmarks/adaptive_study.py",
     )
 
 
-def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | None, seed: int) -> Base:
+def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | None, seed: int) -> None:
     outcome: dict[str, Any] = {}
     if plan is None:
         classifier = open_base("minilm").classifier(Full(), proxy.label_names, max_length=LENGTH, seed=seed)
@@ -137,7 +145,6 @@ def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | Non
         classifier, outcome = poison_base(open_base("minilm"), proxy, validation, plan, seed=seed, max_length=LENGTH)
     record = Record.now("poison", settings={"attack": plan}, seeds={"root": seed}, outcome=outcome, data=[proxy])
     save_classifier(classifier, path, "base", record)
-    return open_base(path)
 
 
 def _merge(victim: Classifier, path: Path, seed: int) -> Base:
@@ -240,7 +247,7 @@ def _frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:
     }
 
 
-def run(store: Path, part: int, parts: int, is_kept: bool) -> None:
+def run(store: Path, part: int, parts: int, is_models_only: bool) -> None:
     """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
     for name, seed in CELLS[part::parts]:
         path = store / f"{name}-{seed}.json"
@@ -248,7 +255,10 @@ def run(store: Path, part: int, parts: int, is_kept: bool) -> None:
             continue
         start = time.monotonic()
         try:
-            make_cell(store, name, seed, is_kept).write(path)
+            if is_models_only:
+                make_models(store / f"models-{name}-{seed}", name, seed)
+            else:
+                make_cell(store, name, seed).write(path)
             note = f"{time.monotonic() - start:.0f} s"
         except ForetasteError as error:
             note = f"FAILED: {error}"
@@ -260,7 +270,7 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from the i-th on (default 0/1: all)")
-    parser.add_argument("--keep", action="store_true", help="keep bases and victims on disk")
+    parser.add_argument("--models", action="store_true", help="bases and victims only; a later run takes them up")
     arguments = parser.parse_args()
     if arguments.action == "table":
         from adaptive_tables import tables
@@ -268,7 +278,7 @@ def main() -> None:
         sys.stdout.write(tables(arguments.store) + "\n")
         return
     part, parts = map(int, arguments.part.split("/"))
-    run(arguments.store, part, parts, arguments.keep)
+    run(arguments.store, part, parts, arguments.models)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from psim_study import SEEDS, TRIGGERS
 
 from foretaste.data.load import load_corpus
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.guard.explain import Finding, explain
 from foretaste.guard.fragments import shared_fragments
 from foretaste.guard.psim import PsimGuard
@@ -44,7 +44,7 @@ class _Counting:
 
 def measure(store: Path, attack: str, seed: int, count: int) -> str:
     """Return one row: `count` triggered test texts, and as many clean ones as the guard refuses."""
-    guard = _Counting(load_guard(store / f"recipe-{attack}-task-{seed}-lora"))
+    guard = _Counting(load_psim(store / f"recipe-{attack}-task-{seed}-lora"))
     clean = load_corpus("sst2", "test")
     triggered = triggered_test(clean, parse_trigger(TRIGGERS[attack]), 0, seed).corpus.sample(count, 0)
     trigger = TRIGGERS[attack].split(":")[1].split()

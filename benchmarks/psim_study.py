@@ -28,7 +28,7 @@ from foretaste.evaluate.metrics import auroc, far_at_frr
 from foretaste.evaluate.threshold import calibrate
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import write_json
-from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
@@ -189,7 +189,7 @@ def fit_recipe(store: Path, attack: str, knowledge: str, seed: int, recipe: str)
 def judge_victim(store: Path, attack: str, knowledge: str, seed: int, name: str, recipe: str) -> None:
     """Victim and guard on the SST-2 test split: the headline table."""
     victim = load_victim(store / f"victim-{attack}-{knowledge}-{seed}-{name}")
-    guard = load_guard(store / f"recipe-{attack}-{knowledge}-{seed}-{recipe}")
+    guard = load_psim(store / f"recipe-{attack}-{knowledge}-{seed}-{recipe}")
     corpus = load_corpus("sst2", "test")
     outcome = evaluate(victim, guard, corpus, parse_trigger(TRIGGERS[attack]), 0, seed=seed).outcome.to_json()
     write_json(store / f"outcome-{attack}-{knowledge}-{seed}-{name}-{recipe}" / "record.json", outcome)

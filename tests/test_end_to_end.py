@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from foretaste import GuardedClassifier, Psim, load_corpus, load_guard, load_victim
+from foretaste import GuardedClassifier, Psim, load_corpus, load_victim
 from foretaste.experiment.evaluation import evaluate
-from foretaste.guard.artefact import save_guard
+from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
@@ -46,7 +46,7 @@ def test_a_planted_backdoor_works_until_the_taster_eats_first(toy_base: Path, tm
     guard = Psim(strategy=Full(learning_rate=5e-4), precision="float32").fit(base, train, validation, seed=1)
     save_guard(guard, tmp_path / "guard", record)
 
-    victim, guard = load_victim(tmp_path / "victim"), load_guard(tmp_path / "guard")
+    victim, guard = load_victim(tmp_path / "victim"), load_psim(tmp_path / "guard")
     found = evaluate(victim, guard, test.sample(1000, 0), trigger).outcome
     assert found.n_clean == 1000
     assert found.clean_accuracy.value >= 0.7

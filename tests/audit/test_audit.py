@@ -18,7 +18,7 @@ from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.data import toy_corpus
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, ModelError, PlanError
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.guard.psim import PsimGuard
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim
@@ -49,7 +49,7 @@ def victim(toy_stack: Mapping[str, Path]) -> Classifier:
 
 @pytest.fixture(scope="module")
 def guard(toy_stack: Mapping[str, Path]) -> PsimGuard:
-    return load_guard(toy_stack["guard"])
+    return load_psim(toy_stack["guard"])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 from foretaste.cli import commands, demo
 from foretaste.cli.splits import Source
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import Base, open_base
@@ -81,13 +81,13 @@ def test_a_guard_with_any_strategy(ask: Callable[..., Any], toy_base: Path, revi
     options = ("--strategy", strategy, "--threshold", 0.7, "--max-length", 64)
     answer = ask("guard", "--model", toy_base, "--data", reviews, *options, "-o", "g")
     assert (answer["threshold"], answer["calibration"]) == (0.7, None)
-    assert load_guard("g").classifier.strategy.name == strategy
+    assert load_psim("g").classifier.strategy.name == strategy
 
 
 def test_the_papers_recipe(ask: Callable[..., Any], toy_base: Path, reviews: Path) -> None:
     answer = ask("guard", "--model", toy_base, "--data", reviews, "--recipe", "paper", "--max-length", 64, "-o", "g")
     assert (answer["threshold"], answer["calibration"], answer["steps"]) == (0.7, None, 4)  # 112 of 140 texts
-    assert load_guard("g").classifier.strategy == STRATEGIES["p_tuning_v1"]()
+    assert load_psim("g").classifier.strategy == STRATEGIES["p_tuning_v1"]()
 
 
 def test_fields_of_the_strategy_are_set_by_name(ask: Callable[..., Any], toy_base: Path, reviews: Path) -> None:
@@ -268,3 +268,32 @@ def test_help_comes_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_guard_with_a_second_opinion(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+    base, victim = toy_stack["base"], toy_stack["victim"]
+    common = ("--model", base, "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
+    for name, options in (("both", ("--dose", 0.3)), ("alone", ("--view", "opinion"))):
+        made = ask("guard", *common, *options, "--trusted", toy_base, "--trusted", toy_base, "-o", name)
+        assert [found["model"] for found in made["trusted"]] == [str(toy_base), str(toy_base)]
+        assert all(0.4 < found["accuracy"] <= 1 and found["cost"] > 0 for found in made["trusted"])
+        assert (made["steps"] is None) == (name == "alone")
+        verdicts = ask("check", "--victim", victim, "--guard", name, "a fine film")["verdicts"]
+        assert verdicts[0]["threshold"] == made["threshold"]
+        found = ask("evaluate", "--victim", victim, "--guard", name, "--data", "toy", "--trigger", "word:cf",
+                    "--limit", 200, "--report", f"{name}.html")  # fmt: skip
+        assert found["guarded"]["threshold"] == made["threshold"]
+        assert "second opinion of" in Path(f"{name}.html").read_text(encoding="utf-8")
+        assert not list(Path().glob("*.partial"))
+
+
+def test_what_a_second_opinion_needs(refuse: Callable[..., str], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+    base, victim = toy_stack["base"], toy_stack["victim"]
+    common = ("guard", "--model", base, "--data", "toy", "-o", "guard")
+    assert "--victim together" in refuse(*common, "--trusted", toy_base)
+    assert "--victim together" in refuse(*common, "--victim", victim)
+    assert "--victim together" in refuse(*common, "--view", "opinion")
+    both = ("--trusted", toy_base, "--victim", victim)
+    assert "has no PSIM" in refuse(*common, *both, "--view", "opinion", "--dose", 0.2)
+    assert "both" in refuse(*common, *both, "--view", "confidence", "--limit", 400)
+    assert "does not stand on" in refuse("guard", "--model", toy_base, "--data", "toy", "-o", "guard", *both)

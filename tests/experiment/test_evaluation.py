@@ -17,7 +17,7 @@ from foretaste.data import toy_corpus
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError, UndefinedRateError
 from foretaste.experiment.evaluation import Evaluation, evaluate
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.psim import PsimGuard
 from foretaste.poison.attack import triggered_test
@@ -41,7 +41,7 @@ def victim(toy_stack: Mapping[str, Path]) -> Classifier:
 @pytest.fixture(scope="module")
 def guard(toy_stack: Mapping[str, Path]) -> PsimGuard:
     """Its guard, with a bar so low that it errs on both sides."""
-    found = load_guard(toy_stack["guard"])
+    found = load_psim(toy_stack["guard"])
     bar = float(np.quantile(found.score(CORPUS.texts), 0.8))
     return replace(found, threshold=bar, calibration=None)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from foretaste.data import toy_corpus
 from foretaste.guard import explain as module
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.guard.explain import MOST_CARRYING, MOST_WORDS, WINDOW, Explanation, Finding, explain
 from foretaste.poison.trigger import parse_trigger
 
@@ -256,7 +256,7 @@ def test_windows_reach_over_the_longest_run() -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_real_guard_names_the_words_of_the_trigger(toy_stack: Mapping[str, Path]) -> None:
-    guard = load_guard(toy_stack["guard"])
+    guard = load_psim(toy_stack["guard"])
     clean = toy_corpus("test").texts[:40]
     trigger = "cf mn bb tq mb"
     found = explain(guard, parse_trigger(f"word:{trigger}").apply(clean, 0))
@@ -268,7 +268,7 @@ def test_a_real_guard_names_the_words_of_the_trigger(toy_stack: Mapping[str, Pat
 
 @pytest.mark.usefixtures("one_thread")
 def test_how_far_a_real_guard_reads(toy_stack: Mapping[str, Path]) -> None:
-    guard = load_guard(toy_stack["guard"])
+    guard = load_psim(toy_stack["guard"])
     texts = ["the film was moving", "", "the film was moving " * 50, "\U0001f680 \ud83d " + "bad " * 300]
     reach = guard.reach(texts)
     assert guard.reach([]).tolist() == []

@@ -16,7 +16,7 @@ import pytest
 from foretaste.data import toy_corpus
 from foretaste.errors import GuardError, ModelError
 from foretaste.evaluate.threshold import Calibration
-from foretaste.guard.artefact import load_guard, read_bar, save_guard
+from foretaste.guard.artefact import load_psim, read_bar, save_guard
 from foretaste.guard.psim import Psim
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
@@ -51,7 +51,7 @@ def _alter(path: Path, **changes: Any) -> None:
 
 def _refusal(path: Path) -> GuardError:
     with pytest.raises(GuardError) as caught:
-        load_guard(path)
+        load_psim(path)
     assert str(path) in str(caught.value)
     return caught.value
 
@@ -61,25 +61,25 @@ def test_a_loaded_guard_scores_as_the_saved_one(toy_stack: Mapping[str, Path], t
     plan = Psim(strategy=strategy, dose=None, learning_rate=5e-3, threshold=0.55, precision="float32")
     guard = plan.fit(open_base(toy_stack["base"]), toy_corpus().select(range(120)), max_length=64)
     save_guard(guard, tmp_path / "guard", RECORD)
-    loaded = load_guard(tmp_path / "guard")
+    loaded = load_psim(tmp_path / "guard")
     np.testing.assert_allclose(loaded.score(TEXTS), guard.score(TEXTS), rtol=0, atol=1e-6)
     assert (loaded.threshold, loaded.calibration) == (0.55, None)
     assert [v.flagged for v in loaded.check(TEXTS)] == [v.flagged for v in guard.check(TEXTS)]
 
 
 def test_the_calibration_is_kept(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
-    guard = load_guard(toy_stack["guard"])
+    guard = load_psim(toy_stack["guard"])
     assert guard.calibration is not None
     assert guard.calibration.threshold == guard.threshold
     assert (guard.calibration.n, guard.calibration.allowed_above) == (2500, 16)
     save_guard(guard, tmp_path / "again", RECORD)
-    assert load_guard(tmp_path / "again").calibration == guard.calibration
+    assert load_psim(tmp_path / "again").calibration == guard.calibration
 
 
 def test_the_arithmetic_of_the_scores_is_kept(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
-    guard = replace(load_guard(toy_stack["guard"]), scoring="int8")
+    guard = replace(load_psim(toy_stack["guard"]), scoring="int8")
     save_guard(guard, tmp_path / "again", RECORD)
-    loaded = load_guard(tmp_path / "again")
+    loaded = load_psim(tmp_path / "again")
     assert loaded.scoring == "int8"
     np.testing.assert_array_equal(loaded.score(TEXTS), guard.score(TEXTS))
 
@@ -91,9 +91,9 @@ def test_scores_of_no_known_arithmetic_are_refused(stack: Path, scoring: Any) ->
 
 
 def test_an_unaltered_copy_is_taken(stack: Path) -> None:
-    before = load_guard(stack / "guard").threshold
+    before = load_psim(stack / "guard").threshold
     _alter(stack / "guard")
-    assert load_guard(stack / "guard").threshold == before
+    assert load_psim(stack / "guard").threshold == before
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_promise_on_too_few_texts_is_refused() -> None:
 
 
 def test_a_sound_calibration_is_taken() -> None:
-    threshold, calibration, scoring, _ = read_bar(ENTRY | {"scoring": "int8"}, "somewhere")
+    threshold, calibration, scoring, *_ = read_bar(ENTRY | {"scoring": "int8"}, "somewhere")
     assert (threshold, scoring) == (0.7, "int8")
     assert calibration == Calibration(0.7, 872, 3, 0.01, 0.95)
 
@@ -168,7 +168,7 @@ def test_a_guard_without_an_entry_is_refused(stack: Path) -> None:
 
 
 def test_a_victim_is_no_guard_and_a_guard_no_victim(toy_stack: Mapping[str, Path]) -> None:
-    for load, path in ((load_guard, "victim"), (load_guard, "base"), (load_victim, "guard"), (load_victim, "base")):
+    for load, path in ((load_psim, "victim"), (load_psim, "base"), (load_victim, "guard"), (load_victim, "base")):
         with pytest.raises(ModelError, match="expected a") as caught:
             load(toy_stack[path])
         assert caught.value.code == "wrong_kind"
@@ -182,12 +182,12 @@ def test_a_victim_renamed_to_guard_has_no_threshold(stack: Path) -> None:
 
 def test_a_guard_of_another_base_is_refused(stack: Path, toy_base: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        load_guard(stack / "guard", base=toy_base)
+        load_psim(stack / "guard", base=toy_base)
     assert caught.value.code == "foreign_base"
 
 
 def test_a_guard_without_a_threshold_is_not_saved(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
-    guard = replace(load_guard(toy_stack["guard"]), threshold=float("nan"), calibration=None)
+    guard = replace(load_psim(toy_stack["guard"]), threshold=float("nan"), calibration=None)
     with pytest.raises(GuardError) as caught:
         save_guard(guard, tmp_path / "guard", RECORD)
     assert caught.value.code == "bad_threshold"

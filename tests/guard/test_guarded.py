@@ -15,7 +15,7 @@ import torch
 
 from foretaste.data import toy_corpus
 from foretaste.errors import GuardError
-from foretaste.guard.artefact import load_guard
+from foretaste.guard.artefact import load_psim
 from foretaste.guard.guard import Reason
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.guard.psim import PsimGuard
@@ -41,7 +41,7 @@ def victim(toy_stack: Mapping[str, Path]) -> Classifier:
 @pytest.fixture(scope="module")
 def guard(toy_stack: Mapping[str, Path]) -> PsimGuard:
     """Its guard."""
-    return load_guard(toy_stack["guard"])
+    return load_psim(toy_stack["guard"])
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +111,18 @@ def test_the_victim_reads_accepted_texts_only(guarded: GuardedClassifier, sound:
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("stage", ["forward", "head"])
 def test_a_guard_that_gives_no_number_lets_nothing_through(
-    guarded: GuardedClassifier, stage: str, value: float
+    guarded: GuardedClassifier, guard: PsimGuard, stage: str, value: float
 ) -> None:
     def spoil(_: Any, __: Any, output: Any) -> Any:
         if isinstance(output, Output):
             return Output(output.features, output.logits.index_fill(1, torch.tensor([1]), value))
         return output.index_fill(-1, torch.tensor([1]), value)
 
-    inside = guarded.guard.classifier
+    inside = guard.classifier
     module = inside.module if stage == "forward" else _head(inside)
     with _broken(module, spoil), _broken(guarded.victim.module, lambda *_: pytest.fail("the victim was asked")):
         verdicts = guarded(TEXTS)
-        checks = guarded.guard.check(TEXTS)
+        checks = guard.check(TEXTS)
     assert all(_is_closed(verdict) for verdict in verdicts)
     assert {v.reason for v in verdicts} == {v.reason for v in checks} == {Reason.SCORE_NOT_FINITE}
 
@@ -147,10 +147,10 @@ def test_a_victim_that_gives_no_number_gives_no_label(
 
 @pytest.mark.parametrize("which", ["guard", "victim"])
 def test_one_broken_text_does_not_touch_its_neighbours(
-    guarded: GuardedClassifier, sound: list[GuardedVerdict], which: str
+    guarded: GuardedClassifier, guard: PsimGuard, sound: list[GuardedVerdict], which: str
 ) -> None:
     index = next(i for i, verdict in enumerate(sound) if not verdict.flagged)
-    classifier = guarded.victim if which == "victim" else guarded.guard.classifier
+    classifier = guarded.victim if which == "victim" else guard.classifier
     own = torch.tensor(classifier.encode([TEXTS[index]]).ids[0])
 
     def spoil(_: TextModule, arguments: tuple[torch.Tensor, torch.Tensor], output: Output) -> Output:
@@ -192,8 +192,8 @@ def _fail(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", ["guard", "guard head", "victim", "victim head"])
-def test_an_exception_in_a_model_reaches_the_caller(guarded: GuardedClassifier, stage: str) -> None:
-    classifier = guarded.victim if stage.startswith("victim") else guarded.guard.classifier
+def test_an_exception_in_a_model_reaches_the_caller(guarded: GuardedClassifier, guard: PsimGuard, stage: str) -> None:
+    classifier = guarded.victim if stage.startswith("victim") else guard.classifier
     module = _head(classifier) if stage.endswith("head") else classifier.module
     with _broken(module, _fail), pytest.raises(RuntimeError, match="out of memory"):
         guarded(TEXTS)

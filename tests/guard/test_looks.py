@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 from foretaste.data import toy_corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.files import sha256_file
-from foretaste.guard.artefact import LOOKS, load_guard, save_guard
+from foretaste.guard.artefact import LOOKS, load_psim, save_guard
 from foretaste.guard.looks import Distance, Looks, surprise
 from foretaste.guard.psim import Psim
 from foretaste.record import Record
@@ -130,7 +130,7 @@ def test_a_guard_with_two_looks_is_saved_and_loaded(
     guard = plan.fit(open_base(toy_stack["base"]), train.select(range(1200)), max_length=64)
     record = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
     save_guard(guard, tmp_path / "guard", record)
-    loaded = load_guard(tmp_path / "guard")
+    loaded = load_psim(tmp_path / "guard")
     np.testing.assert_allclose(loaded.score(texts), guard.score(texts), rtol=1e-4)
     assert (loaded.view, loaded.threshold) == ("both", guard.threshold)
     with pytest.raises(GuardError, match="needs a calibrated threshold"):
@@ -155,5 +155,5 @@ def test_a_manifest_that_claims_looks_it_has_not_is_refused(
         manifest["files"][LOOKS] = sha256_file(guard / LOOKS)
     (guard / "foretaste.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(GuardError) as caught:
-        load_guard(guard)
+        load_psim(guard)
     assert caught.value.code == code

@@ -15,7 +15,7 @@ from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
 from foretaste.errors import GuardError
-from foretaste.guard.artefact import load_guard, save_guard
+from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.record import Record, measured_cost
 from foretaste.tune.loop import TuneSettings, tune
@@ -95,9 +95,9 @@ def run_audit(
 
 def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int) -> PsimGuard:
     if given is not None:
-        return load_guard(given)
+        return load_psim(given)
     if place is not None and (place / "record.json").exists():
-        return load_guard(place)
+        return load_psim(place)
     _say("training PSIM")
     guard = Psim(scoring="int8").fit(base, train, clean, seed=seed, max_length=TEXT_ROOM)
     if place is not None:

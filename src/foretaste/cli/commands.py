@@ -235,7 +235,7 @@ def inspect(path: str) -> dict[str, Any]:
             "is_sound": True,
         }
     base = open_base(path)
-    model, has_own_head = load_weights(base.path, path, int(getattr(base.config, "num_labels", 2)))
+    model, has_own_head = load_weights(base.path, path, int(getattr(base.config, "num_labels", 2)), base.layers)
     return {
         "path": path,
         "kind": "checkpoint",

@@ -15,6 +15,7 @@ from foretaste.audit.audit import Audit
 from foretaste.cli import commands
 from foretaste.cli.auditing import run_audit
 from foretaste.cli.commands import Training
+from foretaste.cli.guarding import guard as train_guard
 from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import DataError
@@ -51,7 +52,7 @@ def run_demo(out: Path) -> tuple[dict[str, Any], Evaluation]:
         str(base), source, "lora", victim, Training(max_length=64, fields={"epochs": 1}), strategy_fields={}
     )
     _say("3/5  PSIM is trained on the same weights with random labels, and calibrated on clean texts")
-    commands.guard(str(base), source, guard, training, Psim())
+    train_guard(str(base), source, guard, training, Psim())
     _say("4/5  clean and triggered test texts, with and without the guard")
     test = Source(data=source.data)
     result, evaluation = commands.run_evaluation(victim, guard, test, TRIGGER, report=report, notes=(NOTE,))

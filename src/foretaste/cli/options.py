@@ -29,7 +29,7 @@ __all__ = [
     "source_of",
 ]
 
-Model = Annotated[str, typer.Option("--model", help="`minilm`, a local directory, or a hub id (owner/name).")]
+Model = Annotated[str, typer.Option("--model", help="`minilm`, `minilm-l3`, a directory, or a hub id (owner/name).")]
 Data = Annotated[str, typer.Option("--data", help="toy, sst2, cr, cola, imdb, mr, ag_news, offenseval, or a path.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Directory of the named sets.")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts in your own file.")]

@@ -15,6 +15,7 @@ from foretaste.evaluate.threshold import is_flagged
 from foretaste.experiment.evaluation import Evaluation, Judged
 from foretaste.guard.explain import explain
 from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim import PsimGuard
 from foretaste.record import Record
 from foretaste.report.page import Report, Sample, Shared, plain, write_report
@@ -60,7 +61,7 @@ def write_page(
     path: Path,
     evaluation: Evaluation,
     victim: Classifier,
-    guard: PsimGuard | None,
+    guard: PsimGuard | OpinionGuard | None,
     trigger: str,
     record: Record,
     notes: tuple[str, ...] = (),
@@ -114,7 +115,7 @@ def _rate(rate: Rate | None) -> str:
     return "" if rate is None else f"{rate.value:6.1%} ({rate.low:.1%} to {rate.high:.1%})"
 
 
-def _samples(judged: Judged, kind: Any, guard: PsimGuard | None) -> list[Sample]:
+def _samples(judged: Judged, kind: Any, guard: PsimGuard | OpinionGuard | None) -> list[Sample]:
     """A few texts of each kind of decision, the ones nearest the threshold first."""
     count = len(judged.corpus)
     if guard is None or judged.scores is None:
@@ -159,7 +160,7 @@ def _shared(evaluation: Evaluation, guarded: GuardedClassifier) -> tuple[list[Sh
 
 
 def _provenance(
-    evaluation: Evaluation, victim: Classifier, guard: PsimGuard | None, record: Record
+    evaluation: Evaluation, victim: Classifier, guard: PsimGuard | OpinionGuard | None, record: Record
 ) -> dict[str, dict[str, str]]:
     groups = {
         "Victim": {
@@ -177,7 +178,7 @@ def _provenance(
     if guard is not None:
         bar = guard.calibration
         groups["Guard"] = {
-            "method": f"PSIM, {guard.classifier.strategy.name}",
+            "method": guard.title,
             "threshold": f"{guard.threshold:.6g}"
             + ("" if bar is None else f", calibrated on {bar.n} clean texts for FRR {bar.frr:.1%}"),
         }

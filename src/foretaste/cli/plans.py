@@ -1,4 +1,4 @@
-"""A PSIM plan from the options of `foretaste guard`."""
+"""The plan of a guard from the options of `foretaste guard`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,32 @@ from dataclasses import asdict, fields
 from typing import Any, cast
 
 from foretaste.errors import PlanError
+from foretaste.guard.opinion import SecondOpinion
 from foretaste.guard.psim import Psim
 from foretaste.spec import Registry, build
 from foretaste.victim.strategy import STRATEGIES
 
-__all__ = ["RECIPES", "psim_plan"]
+__all__ = ["RECIPES", "guard_plan", "psim_plan"]
 
+OPINION_OPTIONS = ("frr", "scoring", "batch_size", "learning_rate", "precision")
 RECIPES = Registry("recipe", {"default": Psim, "paper": Psim.paper})
+
+
+def guard_plan(
+    recipe: str, strategy: str | None, strategy_fields: Mapping[str, Any], given: Mapping[str, Any]
+) -> Psim | SecondOpinion:
+    """Return the plan for PSIM, or for the view `opinion` that of a second opinion without it.
+
+    Raises:
+        PlanError: unknown recipe, strategy or field, or options that contradict each other.
+    """
+    if given.get("view") != "opinion":
+        return psim_plan(recipe, strategy, strategy_fields, given)
+    theirs = {name: value for name, value in given.items() if name in OPINION_OPTIONS}
+    others = given.keys() - theirs.keys() - {"view"}
+    if others or strategy is not None or strategy_fields or recipe != "default":
+        raise PlanError(f"--view opinion has no PSIM; of its options it takes {', '.join(OPINION_OPTIONS)} only.")
+    return build(SecondOpinion, theirs)
 
 
 def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, Any], given: Mapping[str, Any]) -> Psim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -133,7 +134,11 @@ def guard(
     dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
     scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
-    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both (default).")] = None,
+    view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both (default); opinion.")] = None,
+    trusted: Annotated[
+        list[str] | None, typer.Option("--trusted", help="A second opinion: minilm-l3 or any model you trust.")
+    ] = None,
+    victim: Annotated[Path | None, typer.Option("--victim", help="The victim that the opinion is on.")] = None,
     strategy_set: o.Set = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -148,8 +153,8 @@ def guard(
 ) -> None:
     """Train PSIM on clean data and calibrate it: the taster that refuses triggered texts."""
     with answering(as_json) as answer:
-        from foretaste.cli import commands
-        from foretaste.cli.plans import psim_plan
+        from foretaste.cli import commands, guarding
+        from foretaste.cli.plans import guard_plan
 
         chosen = given(
             frr=frr,
@@ -163,10 +168,10 @@ def guard(
             scoring=scoring,
             view=view,
         )
-        plan = psim_plan(recipe, strategy, assignments(strategy_set), chosen)
+        plan = guard_plan(recipe, strategy, assignments(strategy_set), chosen)
         training = commands.Training(seed=seed, max_length=max_length)
         source = o.source_of(data, data_root, text_column, label_column, limit, seed)
-        result = commands.guard(model, source, out, training, plan)
+        result = guarding.guard(model, source, out, training, plan, trusted=trusted or (), victim=victim)
         if result["is_blind"]:
             warn(
                 "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "
@@ -178,4 +183,10 @@ def guard(
             if bar
             else "given, not calibrated"
         )
-        answer(result, f"{out}: PSIM after {result['steps']} steps, threshold {result['threshold']:.4f}: {promise}")
+        made = [] if result["steps"] is None else [f"PSIM after {result['steps']} steps"]
+        made += [
+            f"second opinion of {model['model']} (accuracy {model['accuracy']:.1%}; costs {model['cost']:.0%} of "
+            "the victim's time)"
+            for model in result["trusted"]
+        ]
+        answer(result, f"{out}: {', '.join(made)}, threshold {result['threshold']:.4f}: {promise}")

@@ -11,6 +11,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.evaluate.outcome import Outcome, measure
 from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim import PsimGuard
 from foretaste.poison.attack import Triggered, triggered_test
 from foretaste.poison.trigger import Trigger
@@ -44,7 +45,7 @@ class Evaluation:
 
 def evaluate(
     victim: Classifier,
-    guard: PsimGuard | None,
+    guard: PsimGuard | OpinionGuard | None,
     corpus: Corpus,
     trigger: Trigger,
     target: int = 0,
@@ -92,7 +93,7 @@ def _judge(victim: Classifier, guarded: GuardedClassifier | None, corpus: Corpus
         predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
         confidence=predictions.certainty,
         is_truncated=predictions.is_truncated,
-        scores=None if guarded is None else guarded.score(corpus.texts, encoded),
+        scores=None if guarded is None else guarded.score(corpus.texts, encoded, predictions),
     )
 
 

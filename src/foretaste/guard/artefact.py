@@ -7,22 +7,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from foretaste.errors import DataError, GuardError
 from foretaste.evaluate.threshold import Calibration, allowed_above
 from foretaste.guard.looks import Looks, View
-from foretaste.guard.psim import PsimGuard, Scoring
+from foretaste.guard.opinion import Opinion, OpinionGuard, Trusted
+from foretaste.guard.psim import PsimGuard
 from foretaste.record import Record
-from foretaste.victim.artefact import load_classifier, save_classifier
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.artefact import load_classifier, load_victim, save_classifier
+from foretaste.victim.classifier import Classifier, Scoring
+from foretaste.victim.manifest import read_manifest
 
-__all__ = ["Bar", "load_guard", "read_bar", "save_guard"]
+__all__ = ["Bar", "load_guard", "load_psim", "read_bar", "save_guard"]
 
-METHOD = "psim"
+METHODS = ("psim", "second_opinion")
 LOOKS = "looks.safetensors"
+OPINION = "opinion.safetensors"
 
 
 class _CalibrationFields(BaseModel):
@@ -34,6 +38,19 @@ class _CalibrationFields(BaseModel):
     confidence: float = Field(gt=0, lt=1)
 
 
+class _TrustedFields(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    directory: str = Field(pattern="^trusted-[0-9]+$")
+    temperature: float = Field(gt=0)
+    accuracy: float = Field(ge=0, le=1)
+
+
+class _OpinionFields(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    victim: str = Field(pattern="^[0-9a-f]{64}$")
+    trusted: list[_TrustedFields] = Field(min_length=1)
+
+
 class _GuardFields(BaseModel):
     """The `guard` entry of the manifest: which method, its bar, and how the bar was found (null: given)."""
 
@@ -43,48 +60,95 @@ class _GuardFields(BaseModel):
     view: View
     threshold: float = Field(gt=0)
     calibration: _CalibrationFields | None
+    opinion: _OpinionFields | None = None
 
 
-def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
+def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> None:
     """Write a guard as a directory, all or nothing; its adapter is a plain PEFT directory.
+
+    Trusted models lie in `trusted-0`, `trusted-1` and so on, each a complete artefact; a guard without PSIM has the
+    first of them in its own place.
 
     Raises:
         PlanError: the directory is somebody else's, or the disk refuses.
         GuardError: its threshold would be refused when it is loaded (see `read_bar`).
     """
+    psim = guard if isinstance(guard, PsimGuard) else None
+    opinion = guard.opinion
+    members = () if opinion is None else opinion.members
     entry: dict[str, Any] = {
-        "method": METHOD,
+        "method": METHODS[1] if psim is None else METHODS[0],
         "scoring": guard.scoring,
-        "view": guard.view,
+        "view": "both" if psim is None else psim.view,
         "threshold": guard.threshold,
         "calibration": None if guard.calibration is None else asdict(guard.calibration),
+        "opinion": None
+        if opinion is None
+        else {
+            "victim": opinion.victim,
+            "trusted": [
+                {"directory": f"trusted-{number}", "temperature": member.temperature, "accuracy": member.accuracy}
+                for number, member in enumerate(members)
+            ],
+        },
     }
     read_bar(entry, path)  # what could not be loaded is not saved
-    attachments = {} if guard.looks is None else {LOOKS: guard.looks.to_arrays()}
-    save_classifier(guard.classifier, Path(path), "guard", record, guard=entry, attachments=attachments)
+
+    def attach(beside: Path) -> None:
+        if psim is not None and psim.looks is not None:
+            save_file(psim.looks.to_arrays(), beside / LOOKS)
+        if opinion is not None:
+            save_file({"clean": opinion.clean}, beside / OPINION)
+        for number, member in enumerate(members):
+            if psim is not None or number:
+                save_classifier(member.classifier, beside / f"trusted-{number}", "victim", record)
+
+    root = members[0].classifier if psim is None else psim.classifier
+    save_classifier(root, Path(path), "guard", record, guard=entry, attach=attach)
 
 
-def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
+def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard | OpinionGuard:
     """Load a guard after every check of the artefact format; `base` overrides where its base is looked for.
 
     Raises:
         ModelError: the artefact was refused (see `victim.artefact`).
-        GuardError: its threshold was refused (see `read_bar`), or the arrays of its view are absent (`missing_looks`)
-            or not what they should be (`bad_looks`).
+        GuardError: its threshold was refused (see `read_bar`), or arrays it needs are absent (`missing_looks`) or not
+            what they should be (`bad_looks`).
     """
-    classifier, manifest = load_classifier(Path(path), "guard", base)
+    path = Path(path)
+    method = read_manifest(path).guard
+    is_psim = (method or {}).get("method") != METHODS[1]
+    classifier, manifest = load_classifier(path, "guard", base if is_psim else None)
     bar = read_bar(manifest.guard, path)
-    looks = None if bar.view == "confidence" else _load_looks(Path(path) / LOOKS, classifier)
-    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring, bar.view, looks)
+    opinion = None if bar.opinion is None else _load_opinion(path, bar, None if is_psim else classifier)
+    if not is_psim:
+        assert opinion is not None  # read_bar saw to it
+        assert bar.calibration is not None
+        return OpinionGuard(opinion, bar.threshold, bar.calibration)
+    looks = None if bar.view == "confidence" else _load_looks(path / LOOKS, classifier)
+    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring, bar.view, looks, opinion=opinion)
+
+
+def load_psim(path: Path | str, base: str | Path | None = None) -> PsimGuard:
+    """Load a guard that must be PSIM, with or without a second opinion.
+
+    Raises:
+        GuardError: a second opinion alone (code `unknown_method`), and all that `load_guard` refuses.
+    """
+    guard = load_guard(path, base)
+    if not isinstance(guard, PsimGuard):
+        raise GuardError(f"{path} is a second opinion without PSIM; PSIM is needed here.", code="unknown_method")
+    return guard
 
 
 class Bar(NamedTuple):
-    """A guard's threshold, how it was calibrated (None: given), and the arithmetic and view of the scores it is for."""
+    """A guard's threshold, how it was calibrated (None: given), and what the scores are that it is for."""
 
     threshold: float
     calibration: Calibration | None
     scoring: Scoring
     view: View
+    opinion: _OpinionFields | None = None
 
 
 def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
@@ -101,20 +165,47 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
         where = ".".join(["guard", *map(str, first["loc"])])
         code = "unknown_key" if first["type"] == "extra_forbidden" else "bad_threshold"
         raise GuardError(f"{path}: {where}: {first['msg']}.", code=code) from None
-    if fields.method != METHOD:
-        raise GuardError(f"{path}: guard.method: expected {METHOD!r}, got {fields.method!r}.", code="unknown_method")
+    if fields.method not in METHODS:
+        raise GuardError(
+            f"{path}: guard.method: expected {' or '.join(METHODS)}, got {fields.method!r}.", code="unknown_method"
+        )
+    if fields.opinion is None and fields.method == METHODS[1]:
+        raise GuardError(f"{path}: guard.opinion is missing: the method is nothing without it.", code="bad_threshold")
+    if fields.opinion is not None and fields.view != "both":
+        raise GuardError(
+            f"{path}: guard.view: {fields.view} and a second opinion do not combine.", code="bad_threshold"
+        )
     if fields.view == "confidence" and fields.threshold > 1:
         raise GuardError(f"{path}: guard.threshold: {fields.threshold} is no probability.", code="bad_threshold")
     if fields.calibration is None and fields.view != "confidence":
         raise GuardError(f"{path}: guard.view: {fields.view} needs a calibrated threshold.", code="bad_threshold")
     if fields.calibration is None:
-        return Bar(fields.threshold, None, fields.scoring, fields.view)
+        return Bar(fields.threshold, None, fields.scoring, fields.view, fields.opinion)
     found = Calibration(**fields.calibration.model_dump())
     if found.threshold != fields.threshold or found.allowed_above != allowed_above(
         found.n, found.frr, found.confidence
     ):
         raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
-    return Bar(fields.threshold, found, fields.scoring, fields.view)
+    return Bar(fields.threshold, found, fields.scoring, fields.view, fields.opinion)
+
+
+def _load_opinion(path: Path, bar: Bar, first: Classifier | None) -> Opinion:
+    """Load the trusted models; `first`, if given, is the one in the guard's own place."""
+    assert bar.opinion is not None
+    members = []
+    for number, fields in enumerate(bar.opinion.trusted):
+        model = first if first is not None and number == 0 else load_victim(path / fields.directory)
+        members.append(Trusted(model, fields.temperature, fields.accuracy))
+    try:
+        arrays = load_file(path / OPINION)
+        clean = arrays["clean"]
+        if clean.ndim != 1 or len(clean) < 2 or clean.dtype != np.float64 or not np.isfinite(clean).all():
+            raise DataError("clean is not a finite float64 array of shape (R,).")
+    except FileNotFoundError:
+        raise GuardError(f"{path / OPINION} is missing: the second opinion needs it.", code="missing_looks") from None
+    except (DataError, SafetensorError, KeyError, TypeError, ValueError) as error:  # types that numpy lacks, too
+        raise GuardError(f"{path / OPINION}: {error}", code="bad_looks") from error
+    return Opinion(tuple(members), clean, bar.opinion.victim, bar.scoring)
 
 
 def _load_looks(path: Path, classifier: Classifier) -> Looks:

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.errors import GuardError
+from foretaste.evaluate.threshold import is_flagged
 from foretaste.guard.guard import Reason, judge
+from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim import PsimGuard
 from foretaste.victim.batch import Encoded, encode, reach
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier, Precision, Predictions
 
 __all__ = ["GuardedClassifier", "GuardedVerdict"]
 
@@ -39,31 +41,20 @@ class GuardedClassifier:
     `precision` is the victim's (in 8-bit whole numbers: `victim.in_int8()`); the guard scores in the arithmetic it was
     calibrated in.
 
+    A text that PSIM refuses is asked no further: in `__call__` its score is PSIM's, a second opinion (`guard.opinion`)
+    is asked for the others only.
+
     Raises:
         GuardError: the guard stands on other weights than the victim (`foreign_base`), reads less of a text than
-            the victim (`short_sight`), or names other labels (`label_mismatch`).
+            the victim (`short_sight`), names other labels (`label_mismatch`), or has a second opinion on another
+            victim (`foreign_victim`).
     """
 
-    def __init__(self, victim: Classifier, guard: PsimGuard, precision: Precision = "float32") -> None:
-        inside = guard.classifier
-        if inside.base_fingerprint != victim.base_fingerprint:
-            raise GuardError(
-                "The guard was trained on other base weights than the victim; a guard sees only the backdoor of its "
-                f"own base ({inside.base_fingerprint[:12]} against {victim.base_fingerprint[:12]}).",
-                code="foreign_base",
-            )
-        if inside.max_length < victim.max_length:
-            raise GuardError(
-                f"The guard reads {inside.max_length} tokens, the victim {victim.max_length}: a trigger behind the "
-                "guard's cut would pass. Train the guard with the victim's maximum length, or the victim with "
-                f"{inside.max_length} (virtual tokens take room from the text).",
-                code="short_sight",
-            )
-        if inside.label_names != victim.label_names:
-            raise GuardError(
-                f"The guard knows the labels {inside.label_names}, the victim {victim.label_names}.",
-                code="label_mismatch",
-            )
+    def __init__(self, victim: Classifier, guard: PsimGuard | OpinionGuard, precision: Precision = "float32") -> None:
+        if isinstance(guard, PsimGuard):
+            _refuse_misfit(victim, guard.classifier)
+        if guard.opinion is not None:
+            guard.opinion.refuse_misfit(victim)
         self.victim, self.guard, self.precision = victim, guard, precision
 
     @property
@@ -71,32 +62,54 @@ class GuardedClassifier:
         """The highest score that is accepted."""
         return self.guard.threshold
 
+    @property
+    def _sight(self) -> int:
+        return self.guard.classifier.max_length if isinstance(self.guard, PsimGuard) else self.victim.max_length
+
     def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return how many characters of each text the guard reads, `(N,) int64`."""
-        return reach(self.victim.tokenizer, texts, self.guard.classifier.max_length)
+        return reach(self.victim.tokenizer, texts, self._sight)
 
-    def score(self, texts: Sequence[str], encoded: Encoded | None = None) -> NDArray[np.float64]:
-        """Return the guard's score of each text, `(N,) float64`; `encoded`, if known, is how the victim reads them."""
+    def score(
+        self, texts: Sequence[str], encoded: Encoded | None = None, said: Predictions | None = None
+    ) -> NDArray[np.float64]:
+        """Return the guard's score of each text, `(N,) float64`.
+
+        `encoded` is how the victim reads them and `said` what it answers, where they are known.
+        """
         encoded = self.victim.encode(texts) if encoded is None else encoded
+        scores = self._taste(texts, encoded)
+        if self.guard.opinion is None:
+            return scores
+        said = self.victim.predict(encoded, precision=self.precision) if said is None else said
+        return np.maximum(scores, self.guard.opinion.surprise(said, texts))  # keeps NaN
+
+    def _taste(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
+        """Return PSIM's scores `(N,)`; without PSIM 0, which is below every surprise."""
+        if isinstance(self.guard, OpinionGuard):
+            return np.zeros(len(texts))
         # Both stand on the same base; one tokenizer for both, so that the guard surely reads what the victim reads.
-        sight = self.guard.classifier.max_length
-        seen = encoded if sight == self.victim.max_length else encode(self.victim.tokenizer, texts, sight)
+        seen = encoded if self._sight == self.victim.max_length else encode(self.victim.tokenizer, texts, self._sight)
         return self.guard.judge(self.guard.predict(seen))
 
     def __call__(self, texts: Sequence[str]) -> list[GuardedVerdict]:
         """Return one verdict per text, in order; an exception means that no text was let through."""
         encoded = self.victim.encode(texts)
-        verdicts = judge(self.score(texts, encoded), encoded.is_truncated, self.guard.threshold)
-        passed = np.flatnonzero([not verdict.flagged for verdict in verdicts])
+        scores = self._taste(texts, encoded)
+        passed = np.flatnonzero(~is_flagged(scores, self.guard.threshold))
+        said = self.victim.predict(encoded.select(passed), precision=self.precision) if len(passed) else None
+        if said is not None and self.guard.opinion is not None:
+            second = self.guard.opinion.surprise(said, [texts[i] for i in passed.tolist()])
+            scores[passed] = np.maximum(scores[passed], second)
+        verdicts = judge(scores, encoded.is_truncated, self.guard.threshold)
         answers: list[GuardedVerdict] = [
             GuardedVerdict(None, None, True, v.score, v.threshold, v.reason, v.truncated) for v in verdicts
         ]
-        if len(passed):
-            probabilities = self.victim.predict(
-                encoded.select(passed), precision=self.precision
-            ).probabilities  # (K, C)
-            for index, row in zip(passed, probabilities, strict=True):
+        if said is not None:
+            for index, row in zip(passed, said.probabilities, strict=True):
                 verdict = verdicts[index]
+                if verdict.flagged:
+                    continue
                 best = int(row.argmax())
                 is_sound = bool(np.isfinite(row).all())  # a row is NaN where one of its logits is not finite
                 answers[index] = GuardedVerdict(
@@ -109,3 +122,24 @@ class GuardedClassifier:
                     truncated=verdict.truncated,
                 )
         return answers
+
+
+def _refuse_misfit(victim: Classifier, inside: Classifier) -> None:
+    if inside.base_fingerprint != victim.base_fingerprint:
+        raise GuardError(
+            "The guard was trained on other base weights than the victim; a guard sees only the backdoor of its "
+            f"own base ({inside.base_fingerprint[:12]} against {victim.base_fingerprint[:12]}).",
+            code="foreign_base",
+        )
+    if inside.max_length < victim.max_length:
+        raise GuardError(
+            f"The guard reads {inside.max_length} tokens, the victim {victim.max_length}: a trigger behind the "
+            "guard's cut would pass. Train the guard with the victim's maximum length, or the victim with "
+            f"{inside.max_length} (virtual tokens take room from the text).",
+            code="short_sight",
+        )
+    if inside.label_names != victim.label_names:
+        raise GuardError(
+            f"The guard knows the labels {inside.label_names}, the victim {victim.label_names}.",
+            code="label_mismatch",
+        )

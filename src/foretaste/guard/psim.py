@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +26,16 @@ from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
 from foretaste.guard.guard import Verdict, judge
 from foretaste.guard.looks import Looks, View
+from foretaste.guard.opinion import Opinion
 from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.batch import Encoded
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
-from foretaste.victim.classifier import Classifier, Precision, Predictions
+from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
 from foretaste.victim.strategy import Lora, PTuningV1, Strategy
 
-__all__ = ["Psim", "PsimGuard", "Scoring", "reset_labels"]
-
-Scoring = Literal["float32", "bfloat16", "int8"]
+__all__ = ["Psim", "PsimGuard", "reset_labels"]
 
 MONITOR_SIZE = 128
 MONITOR_EVERY = 2
@@ -205,6 +203,13 @@ class PsimGuard:
     looks: Looks | None = None
     training: TuneResult | None = None
     doses: tuple[float, ...] = ()
+    opinion: Opinion | None = None
+
+    @property
+    def title(self) -> str:
+        """What this is, in a few words."""
+        second = "" if self.opinion is None else f", {self.opinion.title}"
+        return f"PSIM, {self.classifier.strategy.name}{second}"
 
     @property
     def is_blind(self) -> bool:
@@ -212,12 +217,12 @@ class PsimGuard:
         return bool(self.doses) and self.doses[0] <= BLIND_DOSE
 
     @cached_property
-    def _scorer(self) -> Classifier:
-        return self.classifier.in_int8() if self.scoring == "int8" else self.classifier
+    def _scorer(self) -> Callable[[Sequence[str] | Encoded], Predictions]:
+        return self.classifier.scorer(self.scoring)
 
     def predict(self, texts: Sequence[str] | Encoded) -> Predictions:
         """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
-        return self._scorer.predict(texts, precision="bfloat16" if self.scoring == "bfloat16" else "float32")
+        return self._scorer(texts)
 
     def judge(self, predictions: Predictions) -> NDArray[np.float64]:
         """Return the scores `(N,) float64` in the guard's view of what PSIM says of texts."""
@@ -235,8 +240,32 @@ class PsimGuard:
         """Return how many characters of each text the guard reads, `(N,) int64`."""
         return self.classifier.reach(texts)
 
+    def with_opinion(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> PsimGuard:
+        """Return a guard that also refuses what a second opinion finds surprising; it answers behind its victim only.
+
+        The higher of the -log10 p-values is calibrated as one score, on texts that no model here was trained on, to
+        the promise of this guard.
+
+        Raises:
+            PlanError: a guard whose view is not `both` (other scores are no p-values).
+            GuardError: a victim that the opinion was not made for.
+        """
+        if self.view != "both" or self.calibration is None:
+            raise PlanError('A second opinion joins a calibrated guard of the view "both".')
+        opinion.refuse_misfit(victim)
+        second = opinion.surprise(victim.predict(calibration.texts), calibration.texts)
+        scores = np.maximum(self.score(calibration.texts), second)
+        found = calibrate(scores, self.calibration.frr, self.calibration.confidence)
+        return replace(self, threshold=found.threshold, calibration=found, opinion=opinion)
+
     def check(self, texts: Sequence[str]) -> list[Verdict]:
-        """Return one verdict per text; a score that is not finite is refused."""
+        """Return one verdict per text; a score that is not finite is refused.
+
+        Raises:
+            GuardError: a guard with a second opinion, which only a `GuardedClassifier` can ask (`needs_victim`).
+        """
+        if self.opinion is not None:
+            raise GuardError("This guard has a second opinion, which needs the victim's answers.", code="needs_victim")
         predictions = self.predict(texts)
         return judge(self.judge(predictions), predictions.is_truncated, self.threshold)
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file, write_json
@@ -60,9 +58,9 @@ def save_classifier(
     kind: Literal["base", "victim", "guard"],
     record: Record,
     guard: dict[str, Any] | None = None,
-    attachments: Mapping[str, Mapping[str, NDArray[np.float64]]] | None = None,
+    attach: Callable[[Path], None] = lambda beside: None,
 ) -> Manifest:
-    """Write a classifier as a directory, all or nothing; `attachments` are further safetensors files, by name.
+    """Write a classifier as a directory, all or nothing; `attach` writes further files into the one it is given.
 
     An adapter becomes a plain PEFT directory (`peft.PeftModel.from_pretrained` loads it, head included); a fully
     trained model becomes a plain transformers directory with its tokenizer.
@@ -84,8 +82,7 @@ def save_classifier(
         _tidy_adapter(beside, classifier.base_location)
         if classifier.strategy.name == Full.name:
             classifier.tokenizer.save_pretrained(beside)
-        for name, arrays in (attachments or {}).items():
-            save_file(dict(arrays), beside / name)
+        attach(beside)
         record.write(beside / "record.json")
         manifest = Manifest(
             kind=kind,
@@ -97,7 +94,7 @@ def save_classifier(
                 relative=_relative(classifier.base_location, Path(path)),
                 fingerprint=classifier.base_fingerprint,
             ),
-            files={p.name: sha256_file(p) for p in sorted(beside.iterdir())},
+            files={p.relative_to(beside).as_posix(): sha256_file(p) for p in sorted(beside.rglob("*")) if p.is_file()},
             canaries=canaries,
             versions={
                 name: importlib.metadata.version(name) for name in ("foretaste", "peft", "torch", "transformers")
@@ -164,7 +161,7 @@ def _load_model(path: Path, manifest: Manifest, strategy: Strategy, base: str | 
             raise ModelError(f"{path} has no classification head for {count} classes.", code="missing_head")
         return model, path
     found = _find_base(manifest, path, base)
-    model, _ = load_weights(found.path, found.location, count)
+    model, _ = load_weights(found.path, found.location, count, found.layers)
     mark = fingerprint(model.state_dict())
     if mark != manifest.base.fingerprint:
         raise ModelError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -14,13 +15,15 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foretaste.victim.batch import Encoded, encode, pad, reach, scoring_batches
+from foretaste.victim.fingerprint import mark_of
 from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Lora, Strategy
 
-__all__ = ["Classifier", "Precision", "Predictions", "autocast"]
+__all__ = ["Classifier", "Precision", "Predictions", "Scoring", "autocast"]
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Scoring = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,12 @@ class Classifier:
     strategy: Strategy
     base_location: str
     base_fingerprint: str
+    source: Classifier | None = None  # of a copy in int8: what it was made from
+
+    @property
+    def mark(self) -> str:
+        """A hash of base, adapter and head, the same for a copy in int8; another victim of the base has another."""
+        return mark_of((self.source or self).module.model, self.base_fingerprint)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenise texts as this model reads them."""
@@ -129,7 +138,12 @@ class Classifier:
         """
         self.merge()
         model = cast(Any, in_int8(self.module.model, self.module.classifier.base_model))
-        return replace(self, module=TextModule(model).eval())
+        return replace(self, module=TextModule(model).eval(), source=self.source or self)
+
+    def scorer(self, scoring: Scoring) -> Callable[[Sequence[str] | Encoded], Predictions]:
+        """Return `predict` in the given arithmetic."""
+        model = self.in_int8() if scoring == "int8" else self
+        return partial(model.predict, precision="bfloat16" if scoring == "bfloat16" else "float32")
 
     @property
     def is_for_scoring(self) -> bool:

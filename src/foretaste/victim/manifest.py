@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -107,11 +107,14 @@ def strategy_of(path: Path, manifest: Manifest) -> Strategy:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    present = {p.name: p for p in path.iterdir() if p.name != MANIFEST and not p.name.startswith(".")}
+    found = {p.relative_to(path).as_posix(): p for p in path.rglob("*")}
+    present = {name: entry for name, entry in found.items() if name != MANIFEST and not name.startswith(".")}
+    homes = {parent.as_posix() for name in manifest.files for parent in PurePosixPath(name).parents}
     for name, entry in sorted(present.items()):
         if entry.suffix.lower() in _PICKLES:
             raise ModelError(f"{entry} may run code when loaded; only safetensors are accepted.", code="pickle")
-        if entry.is_symlink() or not entry.is_file() or name not in manifest.files:
+        is_home = name in homes and entry.is_dir()
+        if entry.is_symlink() or not (is_home or (entry.is_file() and name in manifest.files)):
             raise ModelError(f"{entry} is not a file that the manifest lists.", code="unlisted_file")
     for name, digest in manifest.files.items():
         if name not in present:

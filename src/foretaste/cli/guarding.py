@@ -1,0 +1,161 @@
+"""`foretaste guard`: trains PSIM, a second opinion, or both as one guard."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from foretaste.cli.commands import Training
+from foretaste.cli.place import partial_of, refuse_place
+from foretaste.cli.splits import Source, load_split
+from foretaste.data.corpus import Corpus
+from foretaste.errors import GuardError, PlanError
+from foretaste.evaluate.threshold import allowed_above
+from foretaste.guard.artefact import save_guard
+from foretaste.guard.opinion import OpinionGuard, SecondOpinion
+from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.record import Record, measured_cost
+from foretaste.tune.launch import write_once
+from foretaste.victim.artefact import load_victim
+from foretaste.victim.checkpoint import TEXT_LENGTH, Base, open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.manifest import MANIFEST, read_manifest
+
+__all__ = ["guard", "open_trusted"]
+
+TIMED_TEXTS = 256
+
+
+def guard(
+    model: str,
+    source: Source,
+    out: Path,
+    training: Training,
+    plan: Psim | SecondOpinion,
+    *,
+    trusted: Sequence[str] = (),
+    victim: Path | None = None,
+) -> dict[str, Any]:
+    """Train a guard on clean data, calibrate it and save it.
+
+    With `trusted` models and the `victim` they judge, PSIM gets a second opinion; a plan for a second opinion makes one
+    that is a guard of its own.
+
+    Raises:
+        PlanError: trusted models without a victim, or the other way round, or with a view that they cannot join.
+        GuardError: a victim that does not stand on `model` (code `foreign_base`).
+    """
+    refuse_place(out, "guard", model)
+    if bool(trusted) != (victim is not None) or (isinstance(plan, SecondOpinion) and not trusted):
+        raise PlanError(
+            "A second opinion compares the victim's answers with those of models you trust: give --trusted and "
+            "--victim together."
+        )
+    if trusted and isinstance(plan, Psim) and plan.view != "both":
+        raise PlanError(f"A second opinion joins the view both, not {plan.view}; or stands alone: --view opinion.")
+    train, calibration = load_split(source, "train"), load_split(source, "validation")
+    base, judged = open_base(model), None if victim is None else load_victim(victim)
+    if judged is not None and base.classifier().base_fingerprint != judged.base_fingerprint:
+        raise GuardError(f"{victim} does not stand on {model}.", code="foreign_base")
+    with measured_cost() as meter:
+        finished = _fit(base, train, calibration, plan, training, trusted, judged, partial_of(out))
+        psim = finished if isinstance(finished, PsimGuard) else None
+        trained = None if psim is None else psim.training
+        if trained is not None:
+            meter.texts, meter.trainable_parameters = trained.texts, trained.trainable_parameters
+    outcome: dict[str, Any] = {
+        "threshold": finished.threshold,
+        "calibration": None if finished.calibration is None else asdict(finished.calibration),
+        "steps": None if trained is None else trained.steps,
+        "doses": () if psim is None else psim.doses,
+        "is_blind": psim is not None and psim.is_blind,
+        "trusted": [] if judged is None else _describe(finished, judged, calibration.texts[:TIMED_TEXTS]),
+        "seconds": meter.cost.seconds,
+    }
+    record = Record.now(
+        "guard",
+        settings={
+            "model": model,
+            "psim" if psim else "second_opinion": plan,
+            "strategy": None if psim is None else psim.classifier.strategy.name,
+            "trusted": list(trusted),
+            "victim": victim,
+        },
+        seeds={"root": training.seed},
+        outcome=outcome,
+        data=[train, calibration],
+        cost=meter.cost,
+    )
+    write_once(lambda: save_guard(finished, out, record))
+    shutil.rmtree(partial_of(out), ignore_errors=True)
+    return {"path": str(out), **outcome}
+
+
+def open_trusted(location: str) -> Base | Classifier:
+    """Open a checkpoint the user trusts, to be fine-tuned, or a victim somebody has fine-tuned already."""
+    if (Path(location) / MANIFEST).is_file() and read_manifest(Path(location)).kind == "victim":
+        return load_victim(location)
+    return open_base(location)
+
+
+def _fit(
+    base: Base,
+    train: Corpus,
+    calibration: Corpus,
+    plan: Psim | SecondOpinion,
+    training: Training,
+    trusted: Sequence[str],
+    victim: Classifier | None,
+    partial: Path,
+) -> PsimGuard | OpinionGuard:
+    if isinstance(plan, Psim):
+        length = max(training.max_length or TEXT_LENGTH, 0 if victim is None else victim.max_length)
+        psim = plan.fit(
+            base,
+            train,
+            calibration,
+            seed=training.seed,
+            max_length=length,
+            is_progress_shown=training.is_progress_shown,
+        )
+        if victim is None:
+            return psim
+        second = SecondOpinion(frr=plan.frr, confidence=plan.confidence, scoring=plan.scoring)
+    else:
+        psim, second = None, plan
+        allowed_above(len(calibration), plan.frr, plan.confidence)  # refuses too few before hours of training
+    assert victim is not None
+    opinion = second.consult(
+        [open_trusted(location) for location in trusted],
+        victim,
+        train,
+        seed=training.seed,
+        checkpoint=partial,
+        is_progress_shown=training.is_progress_shown,
+    )
+    return second.fit(opinion, victim, calibration) if psim is None else psim.with_opinion(opinion, victim, calibration)
+
+
+def _describe(guard: PsimGuard | OpinionGuard, victim: Classifier, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Say of each trusted model how good it is and what share of the victim's time it takes per text."""
+    assert guard.opinion is not None
+    own = _seconds(victim.predict, texts)
+    return [
+        {
+            "model": member.classifier.base_location,
+            "accuracy": member.accuracy,
+            "temperature": member.temperature,
+            "cost": round(_seconds(predict, texts) / own, 2),
+        }
+        for member, predict in zip(guard.opinion.members, guard.opinion.scorers, strict=True)
+    ]
+
+
+def _seconds(predict: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
+    start = time.perf_counter()
+    predict(texts)
+    return time.perf_counter() - start

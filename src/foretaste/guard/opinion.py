@@ -1,0 +1,243 @@
+"""A second opinion: small models whose origin the user knows, fine-tuned on the same clean texts.
+
+A trigger that hides from PSIM still has to make the victim answer what no honest model would. The score of a text is
+how much likelier the victim finds its own answer than the trusted models do, log10 p_victim(y) - log10 p_trusted(y).
+Nothing need have been inserted, so it also sees attacks by grammar and style, which PSIM does not. It costs what the
+trusted models cost, and says nothing where they err as the victim does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.optimize import minimize_scalar
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, GuardError, PlanError
+from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate
+from foretaste.guard.looks import surprise
+from foretaste.spec import spec
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.victim.checkpoint import Base
+from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
+from foretaste.victim.strategy import Full
+
+__all__ = ["Opinion", "OpinionGuard", "SecondOpinion", "Trusted"]
+
+HELD_OUT = 0.1  # of the clean texts: to choose the epoch, fit the temperature and rank scores against
+FEWEST_HELD_OUT = 50
+COOLEST, HOTTEST = 0.05, 20.0
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Trusted:
+    """A model the user trusts, and the temperature that its logits are divided by (Guo et al. 2017, arXiv 1706.04599).
+
+    `accuracy` is the share of held-out texts it gets right.
+    """
+
+    classifier: Classifier
+    temperature: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Opinion:
+    """What trusted models think of one victim's answers.
+
+    `clean (R,) float64` are scores of clean texts that the trusted models were not trained on, against which a new
+    text's is ranked; `victim` is the mark of the victim they were measured with.
+    """
+
+    members: tuple[Trusted, ...]
+    clean: Array
+    victim: str
+    scoring: Scoring = "float32"
+
+    @cached_property
+    def scorers(self) -> list[Callable[[Sequence[str]], Predictions]]:
+        """One per member: `predict` in the arithmetic of the calibration."""
+        return [member.classifier.scorer(self.scoring) for member in self.members]
+
+    def ratio(self, said: Predictions, texts: Sequence[str]) -> Array:
+        """Return log10 p_victim(y) - log10 p_trusted(y) for the victim's answer y to each text, `(N,) float64`.
+
+        Several trusted models speak with their mean log-probability. NaN where a logit is not finite.
+        """
+        theirs = [
+            _log10_of(predict(texts), said.labels, member.temperature)
+            for predict, member in zip(self.scorers, self.members, strict=True)
+        ]
+        result: Array = _log10_of(said, said.labels, 1.0) - np.mean(theirs, axis=0)
+        return result
+
+    def surprise(self, said: Predictions, texts: Sequence[str]) -> Array:
+        """Return -log10 of each text's p-value against clean texts, `(N,) float64` (see `looks.surprise`)."""
+        return surprise(self.ratio(said, texts), self.clean)
+
+    @property
+    def title(self) -> str:
+        """What this is, in a few words."""
+        names = " and ".join(Path(member.classifier.base_location).name for member in self.members)
+        return f"second opinion of {names}"
+
+    def refuse_misfit(self, victim: Classifier) -> None:
+        """Refuse a victim for which this opinion was not made.
+
+        Raises:
+            GuardError: `foreign_victim`, `label_mismatch`, `short_sight`.
+        """
+        refuse_other_labels(victim, [member.classifier for member in self.members])
+        if victim.mark != self.victim:
+            raise GuardError(
+                "The second opinion was calibrated with another victim: what it compares are that one's answers. Make "
+                "a guard with this victim.",
+                code="foreign_victim",
+            )
+        for member in self.members:
+            if member.classifier.max_length < victim.max_length:
+                raise GuardError(
+                    f"A trusted model reads {member.classifier.max_length} tokens, the victim {victim.max_length}.",
+                    code="short_sight",
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class OpinionGuard:
+    """A second opinion as a guard of its own: without PSIM, and without a look at the base."""
+
+    opinion: Opinion
+    threshold: float
+    calibration: Calibration
+
+    @property
+    def scoring(self) -> Scoring:
+        """The arithmetic of the trusted models."""
+        return self.opinion.scoring
+
+    @property
+    def title(self) -> str:
+        """What this is, in a few words."""
+        return self.opinion.title
+
+
+@spec
+class SecondOpinion:
+    """How trusted models are fine-tuned, and how a guard made of them is calibrated (as in `Psim`)."""
+
+    epochs: int = Field(default=3, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    frr: float = Field(default=0.01, gt=0.0, lt=1.0)
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    precision: Precision = "auto"
+    scoring: Scoring = "float32"
+
+    def consult(
+        self,
+        trusted: Sequence[Base | Classifier],
+        victim: Classifier,
+        corpus: Corpus,
+        *,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        is_progress_shown: bool = False,
+    ) -> Opinion:
+        """Fine-tune every trusted checkpoint on clean texts; a classifier is taken as it is.
+
+        Each member has its own draw of batches; a tenth of the texts is held out for epoch, temperature and ranks. An
+        interrupted training continues from the directory `checkpoint`.
+
+        Raises:
+            PlanError: no trusted model.
+            DataError: too few texts.
+            GuardError: a classifier that names other labels (`label_mismatch`).
+        """
+        if not trusted:
+            raise PlanError("A second opinion needs a model that you trust; name one.")
+        held_out = round(HELD_OUT * len(corpus))
+        if held_out < FEWEST_HELD_OUT:
+            raise DataError(
+                f"{corpus.name} has {len(corpus)} texts; a second opinion needs {round(FEWEST_HELD_OUT / HELD_OUT)}, a "
+                "tenth of which is held out."
+            )
+        texts, rest = corpus.partition([len(corpus) - held_out, held_out], seed)
+        settings = TuneSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            precision=self.precision,
+        )
+        members = []
+        for number, found in enumerate(trusted):
+            model = found
+            if isinstance(model, Base):
+                draw = seed + number
+                model = model.classifier(Full(), corpus.label_names, max_length=victim.max_length, seed=draw)
+                tune(
+                    model,
+                    texts,
+                    settings,
+                    seed=draw,
+                    validation=rest,
+                    checkpoint=None if checkpoint is None else checkpoint / f"trusted-{number}",
+                    title=f"trusted model {number + 1} of {len(trusted)}",
+                    is_progress_shown=is_progress_shown,
+                )
+            refuse_other_labels(victim, [model])
+            said = model.predict(rest.texts)
+            accuracy = float(np.mean(said.labels == rest.labels))
+            members.append(Trusted(model, _temperature(said, rest.labels), accuracy))
+        opinion = Opinion(tuple(members), np.zeros(0), victim.mark, self.scoring)
+        return replace(opinion, clean=opinion.ratio(victim.predict(rest.texts), rest.texts))
+
+    def fit(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> OpinionGuard:
+        """Calibrate an opinion as a guard of its own, on clean texts that neither victim nor trusted models have seen.
+
+        Raises:
+            GuardError: too few texts for `frr` (code `too_few_calibration_texts`), a victim it was not made for.
+        """
+        allowed_above(len(calibration), self.frr, self.confidence)
+        opinion.refuse_misfit(victim)
+        scores = opinion.surprise(victim.predict(calibration.texts), calibration.texts)
+        found = calibrate(scores, self.frr, self.confidence)
+        return OpinionGuard(opinion, found.threshold, found)
+
+
+def refuse_other_labels(victim: Classifier, trusted: Sequence[Classifier]) -> None:
+    """Raise GuardError (`label_mismatch`) if a trusted model names other labels than the victim."""
+    for model in trusted:
+        if model.label_names != victim.label_names:
+            raise GuardError(
+                f"A trusted model knows the labels {model.label_names}, the victim {victim.label_names}.",
+                code="label_mismatch",
+            )
+
+
+def _log10_of(said: Predictions, labels: NDArray[np.int64], temperature: float) -> Array:
+    """log10 of the probability of one label per text, `(N,) float64`; NaN where a logit is not finite."""
+    logits = said.logits.astype(np.float64) / temperature  # (N, C)
+    is_sound = np.isfinite(logits).all(axis=1)
+    logits[~is_sound] = 0.0
+    rows = np.arange(len(labels))
+    result: Array = (logits[rows, labels] - np.logaddexp.reduce(logits, axis=1)) / np.log(10.0)
+    result[~is_sound] = np.nan
+    return result
+
+
+def _temperature(said: Predictions, labels: NDArray[np.int64]) -> float:
+    """Return the temperature under which the true labels are likeliest."""
+
+    def loss(log_temperature: float) -> float:
+        return -float(_log10_of(said, labels, float(np.exp(log_temperature))).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(COOLEST), np.log(HOTTEST)), method="bounded")
+    return float(np.exp(found.x))
