@@ -228,10 +228,10 @@ def _keep_promise(base: Base, seed: int) -> dict[str, Any]:
     looks = guard.looks
     assert looks is not None
     predictions = guard.predict([*rest.texts, *validation.texts, *test.texts])
-    return {view: _frr_of_draws(looks.score(predictions, view), seed) for view in VIEWS}
+    return {view: frr_of_draws(looks.score(predictions, view), seed) for view in VIEWS}
 
 
-def _frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:
+def frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:
     draw = generator(seed, "promise")
     rates = []
     for _ in range(DRAWS):
