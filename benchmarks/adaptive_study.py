@@ -15,9 +15,8 @@ import argparse
 import shutil
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,6 @@ from foretaste.tune.poison import POISONING, poison_base
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Lora
 
 SEEDS = (0, 1, 2)
@@ -109,7 +107,7 @@ def make_cell(store: Path, name: str, seed: int, is_kept: bool) -> Record:
         guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
         outcome["guard"] = _judge_guard(guard, victim, validation, part, directions)
         if name == "adapter":
-            merged = _merge(victim, home / "merged", seed)
+            merged = open_base(save_adapter(victim, home / "adapter", seed))
             guard = Psim().fit(merged, train, validation, seed=seed, max_length=LENGTH)
             outcome["guard_of_merged"] = _judge_guard(guard, victim, validation, part, directions)
         if (name, seed) in PROMISED:
@@ -140,12 +138,11 @@ def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | Non
     return open_base(path)
 
 
-def _merge(victim: Classifier, path: Path, seed: int) -> Base:
-    """Fold the adapter into its base and save both as a base of its own."""
-    plain = TextModule(cast(Any, victim.module.model).merge_and_unload()).eval()
-    record = Record.now("tune", settings={"merged": "adapter"}, seeds={"root": seed}, outcome={})
-    save_classifier(replace(victim, module=plain, strategy=Full()), path, "base", record)
-    return open_base(path)
+def save_adapter(victim: Classifier, path: Path, seed: int) -> Path:
+    """Save the attacker's adapter as the user finds it."""
+    record = Record.now("tune", settings={"adapter": ADAPTER}, seeds={"root": seed}, outcome={})
+    save_classifier(victim, path, "victim", record)
+    return path
 
 
 def _directions(part: Corpus, plan: Attack, seed: int) -> list[tuple[int, Corpus]]:

@@ -17,6 +17,7 @@ from foretaste.guard.looks import Looks, View
 from foretaste.guard.psim import PsimGuard, Scoring
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, save_classifier
+from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
 
 __all__ = ["Bar", "load_guard", "read_bar", "save_guard"]
@@ -64,8 +65,8 @@ def save_guard(guard: PsimGuard, path: Path, record: Record) -> None:
     save_classifier(guard.classifier, Path(path), "guard", record, guard=entry, attachments=attachments)
 
 
-def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard:
-    """Load a guard after every check of the artefact format; `base` overrides where its base is looked for.
+def load_guard(path: Path | str, base: Base | str | Path | None = None) -> PsimGuard:
+    """Load a guard after every check of the artefact format; `base` overrides where its base, or victim, is looked for.
 
     Raises:
         ModelError: the artefact was refused (see `victim.artefact`).

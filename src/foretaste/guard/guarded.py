@@ -39,17 +39,21 @@ class GuardedClassifier:
     `precision` is the victim's (in 8-bit whole numbers: `victim.in_int8()`); the guard scores in the arithmetic it was
     calibrated in.
 
+    The guard stands on the victim's base, or on the victim itself: then on this one alone, adapter and head included.
+    A guard of the base does not see what the victim's own adapter holds.
+
     Raises:
-        GuardError: the guard stands on other weights than the victim (`foreign_base`), reads less of a text than
-            the victim (`short_sight`), or names other labels (`label_mismatch`).
+        GuardError: the guard stands neither on the victim's base nor on the victim (`foreign_base`), reads less of a
+            text than the victim (`short_sight`), or names other labels (`label_mismatch`).
     """
 
     def __init__(self, victim: Classifier, guard: PsimGuard, precision: Precision = "float32") -> None:
         inside = guard.classifier
-        if inside.base_fingerprint != victim.base_fingerprint:
+        if not victim.stands_on(inside.base_fingerprint):
             raise GuardError(
-                "The guard was trained on other base weights than the victim; a guard sees only the backdoor of its "
-                f"own base ({inside.base_fingerprint[:12]} against {victim.base_fingerprint[:12]}).",
+                "The guard was trained neither on the victim's base nor on the victim itself; a guard sees only the "
+                f"backdoor of what it was trained on ({inside.base_fingerprint[:12]}, the base of the victim is "
+                f"{victim.base_fingerprint[:12]}).",
                 code="foreign_base",
             )
         if inside.max_length < victim.max_length:
