@@ -14,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,6 @@ from foretaste.tune.poison import POISONING, poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Lora
 
 SEEDS = (0, 1, 2)
@@ -108,7 +106,7 @@ def make_cell(store: Path, name: str, seed: int) -> Record:
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
     plan = ATTACKS.get(name, ATTACKS["word"])
     part = load_corpus("sst2", "test").sample(TEST_SIZE, seed)
-    directions = _directions(part, plan, seed)
+    directions = directions_of(part, plan, seed)
     home = store / f"models-{name}-{seed}"
     outcome: dict[str, Any] = {}
     with measured_cost() as meter:
@@ -117,11 +115,11 @@ def make_cell(store: Path, name: str, seed: int) -> Record:
         outcome["base"] = _judge(model, part, directions)
         outcome["victim"] = _judge(victim, part, directions)
         guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
-        outcome["guard"] = _judge_guard(guard, victim, validation, part, directions)
+        outcome["guard"] = judge_guard(guard, victim, validation, part, directions)
         if name == "adapter":
-            merged = _merge(victim, home / "merged", seed)
+            merged = open_base(home / "victim")
             guard = Psim().fit(merged, train, validation, seed=seed, max_length=LENGTH)
-            outcome["guard_of_merged"] = _judge_guard(guard, victim, validation, part, directions)
+            outcome["guard_of_merged"] = judge_guard(guard, victim, validation, part, directions)
         if (name, seed) in PROMISED:
             outcome["promise"] = _keep_promise(base, seed)
     settings = {"cell": name, "attack": plan, "psim": Psim(), "victim": VICTIM, "base": POISONING, "max_length": LENGTH}
@@ -147,15 +145,7 @@ def _make_base(path: Path, proxy: Corpus, validation: Corpus, plan: Attack | Non
     save_classifier(classifier, path, "base", record)
 
 
-def _merge(victim: Classifier, path: Path, seed: int) -> Base:
-    """Fold the adapter into its base and save both as a base of its own."""
-    plain = TextModule(cast(Any, victim.module.model).merge_and_unload()).eval()
-    record = Record.now("tune", settings={"merged": "adapter"}, seeds={"root": seed}, outcome={})
-    save_classifier(replace(victim, module=plain, strategy=Full()), path, "base", record)
-    return open_base(path)
-
-
-def _directions(part: Corpus, plan: Attack, seed: int) -> list[tuple[int, Corpus]]:
+def directions_of(part: Corpus, plan: Attack, seed: int) -> list[tuple[int, Corpus]]:
     """Targets with the triggered texts that are to end there: one, or one per class for all-to-all."""
     triggered = triggered_test(part, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
     goals = plan.goals(triggered.labels, len(part.label_names))
@@ -177,7 +167,7 @@ def _judge(classifier: Classifier, part: Corpus, directions: list[tuple[int, Cor
     }
 
 
-def _judge_guard(
+def judge_guard(
     guard: PsimGuard, victim: Classifier, validation: Corpus, part: Corpus, directions: list[tuple[int, Corpus]]
 ) -> dict[str, Any]:
     """One fit, three views, each calibrated on the validation split."""

@@ -26,6 +26,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from foretaste.cli import commands
+from foretaste.cli.guarding import guard
 from foretaste.cli.splits import Source, load_split
 from foretaste.guard.artefact import load_guard
 from foretaste.guard.guarded import GuardedClassifier
@@ -128,7 +129,7 @@ def _train(store: Path, source: Source) -> dict[str, Any]:
         commands.tune_victim(str(base), source, "lora", store / "victim", training, strategy_fields={})
     for name, plan in (("guard", Psim(scoring="float32")), ("guard-int8", Psim(scoring="int8"))):
         if not (store / name).exists():
-            commands.guard(str(base), source, store / name, training, plan)
+            guard(str(base), source, store / name, training, plan)
     seconds = {
         name: json.loads((store / name / "record.json").read_text(encoding="utf-8"))["cost"]["seconds"]
         for name in ("victim", "guard")

@@ -222,8 +222,8 @@ def test_a_moved_base_is_found_where_the_user_says(
 
 
 def test_the_demo(ask: Callable[..., Any], toy_base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def open_toy(location: str | Path) -> Base:
-        return open_base(toy_base if location == "minilm" else location)
+    def open_toy(location: str | Path, **options: Any) -> Base:
+        return open_base(toy_base if location == "minilm" else location, **options)
 
     monkeypatch.setattr(commands, "open_base", open_toy)
     monkeypatch.setattr(demo, "Source", lambda **fields: Source(**{"limit": 200} | fields))

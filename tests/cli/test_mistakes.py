@@ -164,8 +164,10 @@ def test_a_guard_of_another_base_is_refused(
 ) -> None:
     ask("guard", "--model", toy_base, "--data", reviews, "--threshold", 0.7, "--max-length", 64, "-o", "other")
     stack = ("--victim", toy_stack["victim"], "--guard", "other")
-    assert "trained on other base weights" in refuse("check", *stack, "good")
-    assert "trained on other base weights" in refuse("evaluate", *stack, "--data", "toy", "--limit", 9, *WORD)
+    assert "trained neither on the victim's base nor on the victim itself" in refuse("check", *stack, "good")
+    assert "trained neither on the victim's base nor on the victim itself" in refuse(
+        "evaluate", *stack, "--data", "toy", "--limit", 9, *WORD
+    )
 
 
 @pytest.mark.parametrize(

@@ -379,7 +379,7 @@ def test_nothing_is_loaded_before_every_check_of_the_files(copy: Path, monkeypat
         raise AssertionError("a tensor was read")
 
     for module, names in {
-        artefact: ("load_weights", "load_adapter"),
+        artefact: ("load_weights", "load_on"),
         manifest: ("check_adapter", "check_directory"),
     }.items():
         for name in names:

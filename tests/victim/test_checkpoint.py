@@ -17,9 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foretaste.errors import ModelError
-from foretaste.record import Record
-from foretaste.victim import checkpoint
-from foretaste.victim.artefact import save_classifier
+from foretaste.victim import source
 from foretaste.victim.checkpoint import fingerprint, open_base
 from foretaste.victim.strategy import Lora, PTuningV1
 from foretaste.victim.toy import write_toy_checkpoint
@@ -264,14 +262,14 @@ def test_an_altered_minilm_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatc
 
     (copy / "model").mkdir()
     shutil.copy(copy / WEIGHTS, copy / "model" / WEIGHTS)
-    monkeypatch.setattr(checkpoint, "find_spec", lambda name: Found())
+    monkeypatch.setattr(source, "find_spec", lambda name: Found())
     error = _refusal("minilm")
     assert error.code == "digest_mismatch"
-    assert checkpoint.MINILM_SHA256 in str(error)
+    assert source.MINILM_SHA256 in str(error)
 
 
 def test_a_minilm_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "find_spec", lambda name: None)
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
     error = _refusal("minilm")
     assert error.code == "not_found"
     assert "foretaste[minilm]" in str(error)
@@ -280,12 +278,6 @@ def test_a_minilm_that_is_not_installed_says_how_to_install_it(monkeypatch: pyte
 @pytest.mark.real
 def test_the_installed_minilm_is_the_known_one() -> None:
     assert open_base("minilm").config.hidden_size == 384
-
-
-def test_our_own_adapters_are_named_as_what_they_are(toy_base: Path, tmp_path: Path) -> None:
-    record = Record.now("tune", settings={}, seeds={}, outcome={})
-    save_classifier(open_base(toy_base).classifier(Lora()), tmp_path / "victim", "victim", record)
-    assert _refusal(tmp_path / "victim").code == "adapter"
 
 
 def _mark(path: Path) -> str:

@@ -14,7 +14,7 @@ from foretaste.cli.audit_page import write_audit
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
-from foretaste.errors import GuardError
+from foretaste.errors import DataError, GuardError
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.record import Record, measured_cost
@@ -40,6 +40,7 @@ def run_audit(
     source: Source,
     plan: Audit,
     *,
+    base: str | None = None,
     out: Path | None = None,
     victim: Path | None = None,
     guard: Path | None = None,
@@ -51,21 +52,28 @@ def run_audit(
 
     What is not given is trained: PSIM on all clean texts, a victim from the checkpoint and a trusted model from
     `reference` (unless that is a fine-tuned one already) on a few thousand. With `out` they are kept there, and an
-    audit that was interrupted takes them up.
+    audit that was interrupted takes them up. If the checkpoint is a victim of ours, its own answers are audited.
     """
     places = {kind: None if out is None else out / kind for kind in ("guard", "victim", "trusted")}
     for kind, place in places.items():
         if place is not None:
-            refuse_place(place, "guard" if kind == "guard" else "victim", model)
+            refuse_place(place, "guard" if kind == "guard" else "victim", model, base)
     if report is not None:
         refuse_page(report)
     train, clean = load_split(source, "train"), load_split(source, "validation")
     few = train.sample(min(TRAINING_TEXTS, len(train)), seed)
-    base = open_base(model)
+    found = open_base(model, base=base)
     with measured_cost() as meter:
-        taster = _taster(base, train, clean, guard, places["guard"], seed)
-        suspect = load_victim(victim) if victim else _tuned(base, few, *VICTIM, places["victim"], seed, "victim")
-        _refuse_foreign(base, guard=taster.classifier, victim=suspect)
+        taster = _taster(found, train, clean, guard, places["guard"], seed)
+        if victim is not None:
+            suspect = load_victim(victim)
+        elif found.manifest is not None and found.manifest.kind == "victim":
+            suspect = load_victim(found.path, found.under)
+        else:
+            suspect = _tuned(found, few, *VICTIM, places["victim"], seed, "victim")
+        _refuse_foreign(found, guard=taster.classifier, victim=suspect)
+        if suspect.label_names != clean.label_names:
+            raise DataError(f"{clean.name} has the labels {clean.label_names}, the victim {suspect.label_names}.")
         trusted = _trusted(reference, few, places["trusted"], seed)
         result = plan.run(suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages())
     answer = {
@@ -79,7 +87,14 @@ def run_audit(
     if report is not None or out is not None:
         record = Record.now(
             "audit",
-            settings={"model": model, "reference": reference, "audit": plan, "victim": victim, "guard": guard},
+            settings={
+                "model": model,
+                "base": base,
+                "reference": reference,
+                "audit": plan,
+                "victim": victim,
+                "guard": guard,
+            },
             seeds={"root": seed},
             outcome=answer,
             data=[train, clean],
@@ -132,7 +147,7 @@ def _refuse_foreign(base: Base, **models: Classifier) -> None:
     """Refuse what was kept from, or given for, another checkpoint: the verdict would be one on that."""
     expected = base.classifier().base_fingerprint
     for kind, found in models.items():
-        if found.base_fingerprint != expected:
+        if not found.stands_on(expected):
             raise GuardError(
                 f"The {kind} stands on other base weights than {base.location} ({found.base_fingerprint[:12]} against "
                 f"{expected[:12]}); give another one, or another directory to keep models in.",

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foretaste.cli.explaining import Explained, explain_refused
+from foretaste.cli.pair import load_pair
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
-from foretaste.guard.artefact import load_guard, read_bar, save_guard
+from foretaste.guard.artefact import read_bar
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
-from foretaste.guard.psim import Psim
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
@@ -23,13 +23,14 @@ from foretaste.spec import build
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
-from foretaste.victim.artefact import load_victim, save_classifier
-from foretaste.victim.checkpoint import TEXT_LENGTH, fingerprint, load_weights, open_base
+from foretaste.victim.adapter import head_size
+from foretaste.victim.artefact import save_classifier
+from foretaste.victim.checkpoint import TEXT_LENGTH, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES
 
-__all__ = ["Training", "check", "check_and_explain", "guard", "inspect", "poison", "run_evaluation", "tune_victim"]
+__all__ = ["Training", "check", "check_and_explain", "inspect", "poison", "run_evaluation", "tune_victim"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,21 @@ def poison(
 
 
 def tune_victim(
-    model: str, source: Source, strategy: str, out: Path, training: Training, *, strategy_fields: Mapping[str, Any]
+    model: str,
+    source: Source,
+    strategy: str,
+    out: Path,
+    training: Training,
+    *,
+    strategy_fields: Mapping[str, Any],
+    base: str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune a victim on clean data and save it."""
-    refuse_place(out, "victim", model)
+    refuse_place(out, "victim", model, base)
     chosen: Any = build(STRATEGIES[strategy], strategy_fields)
     settings = build(TuneSettings, training.fields or {})
     train, validation = load_split(source, "train"), load_split(source, "validation")
-    classifier = open_base(model).classifier(
+    classifier = open_base(model, base=base).classifier(
         chosen, train.label_names, max_length=training.max_length or TEXT_LENGTH, seed=training.seed
     )
     with measured_cost() as meter:
@@ -109,49 +117,13 @@ def tune_victim(
     outcome = asdict(result)
     record = Record.now(
         "tune",
-        settings={"model": model, "strategy": {"name": strategy, **asdict(chosen)}, "tune": settings},
+        settings={"model": model, "base": base, "strategy": {"name": strategy, **asdict(chosen)}, "tune": settings},
         seeds={"root": training.seed},
         outcome=outcome,
         data=[train, validation],
         cost=meter.cost,
     )
     write_once(lambda: _finish(classifier, out, "victim", record))
-    return {"path": str(out), **outcome}
-
-
-def guard(model: str, source: Source, out: Path, training: Training, plan: Psim) -> dict[str, Any]:
-    """Train PSIM on clean data, calibrate it and save it."""
-    refuse_place(out, "guard", model)
-    train, calibration = load_split(source, "train"), load_split(source, "validation")
-    with measured_cost() as meter:
-        trained = plan.fit(
-            open_base(model),
-            train,
-            calibration,
-            seed=training.seed,
-            max_length=training.max_length or TEXT_LENGTH,
-            is_progress_shown=training.is_progress_shown,
-        )
-        assert trained.training is not None
-        meter.texts = trained.training.texts
-        meter.trainable_parameters = trained.training.trainable_parameters
-    outcome: dict[str, Any] = {
-        "threshold": trained.threshold,
-        "calibration": None if trained.calibration is None else asdict(trained.calibration),
-        "steps": trained.training.steps,
-        "doses": trained.doses,
-        "is_blind": trained.is_blind,
-        "seconds": meter.cost.seconds,
-    }
-    record = Record.now(
-        "guard",
-        settings={"model": model, "psim": plan, "strategy": plan.strategy.name},
-        seeds={"root": training.seed},
-        outcome=outcome,
-        data=[train, calibration],
-        cost=meter.cost,
-    )
-    write_once(lambda: save_guard(trained, out, record))
     return {"path": str(out), **outcome}
 
 
@@ -171,8 +143,7 @@ def run_evaluation(
     parsed = parse_trigger(trigger)
     if report is not None:
         refuse_page(report)
-    victim = load_victim(victim_path, model)
-    taster = load_guard(guard_path, model) if guard_path is not None else None
+    victim, taster = load_pair(victim_path, guard_path, model)
     corpus = load_split(source, "test", victim.label_names)
     with measured_cost() as meter:
         evaluation = evaluate(victim, taster, corpus, parsed, target, seed=seed)
@@ -196,7 +167,9 @@ def run_evaluation(
 
 def check(victim_path: Path, guard_path: Path, texts: list[str], model: str | None = None) -> list[dict[str, Any]]:
     """Return one verdict per text, with the text's number."""
-    guarded = GuardedClassifier(load_victim(victim_path, model), load_guard(guard_path, model))
+    victim, taster = load_pair(victim_path, guard_path, model)
+    assert taster is not None
+    guarded = GuardedClassifier(victim, taster)
     return _numbered(guarded(texts))
 
 
@@ -204,7 +177,9 @@ def check_and_explain(
     victim_path: Path, guard_path: Path, texts: list[str], model: str | None = None
 ) -> tuple[list[dict[str, Any]], Explained]:
     """Return the verdicts of `check`, and which words carry the refusals."""
-    guarded = GuardedClassifier(load_victim(victim_path, model), load_guard(guard_path, model))
+    victim, taster = load_pair(victim_path, guard_path, model)
+    assert taster is not None
+    guarded = GuardedClassifier(victim, taster)
     verdicts = guarded(texts)
     refused = [index for index, verdict in enumerate(verdicts) if verdict.flagged]
     accepted = [index for index, verdict in enumerate(verdicts) if not verdict.flagged]
@@ -235,14 +210,15 @@ def inspect(path: str) -> dict[str, Any]:
             "is_sound": True,
         }
     base = open_base(path)
-    model, has_own_head = load_weights(base.path, path, int(getattr(base.config, "num_labels", 2)), base.layers)
+    count = int(getattr(base.config, "num_labels", 2)) if base.under is None else head_size(base.path)
+    model, has_own_head, mark = base.load(count)
     return {
         "path": path,
-        "kind": "checkpoint",
+        "kind": "checkpoint" if base.under is None else f"adapter on {base.under.location}",
         "family": base.config.model_type,
         "parameters": sum(p.numel() for p in model.parameters()),
         "has_classification_head": has_own_head,
-        "fingerprint": fingerprint(model.state_dict()),
+        "fingerprint": mark,
         "is_sound": True,
     }
 

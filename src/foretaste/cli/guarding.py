@@ -37,10 +37,11 @@ def guard(
     training: Training,
     plan: Psim | SecondOpinion,
     *,
+    base: str | None = None,
     trusted: Sequence[str] = (),
     victim: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a guard on clean data, calibrate it and save it.
+    """Train a guard on clean data, calibrate it and save it; an adapter is folded into what it stands on first.
 
     With `trusted` models and the `victim` they judge, PSIM gets a second opinion; a plan for a second opinion makes one
     that is a guard of its own.
@@ -49,7 +50,7 @@ def guard(
         PlanError: trusted models without a victim, or the other way round, or with a view that they cannot join.
         GuardError: a victim that does not stand on `model` (code `foreign_base`).
     """
-    refuse_place(out, "guard", model)
+    refuse_place(out, "guard", model, base)
     if bool(trusted) != (victim is not None) or (isinstance(plan, SecondOpinion) and not trusted):
         raise PlanError(
             "A second opinion compares the victim's answers with those of models you trust: give --trusted and "
@@ -58,11 +59,11 @@ def guard(
     if trusted and isinstance(plan, Psim) and plan.view != "both":
         raise PlanError(f"A second opinion joins the view both, not {plan.view}; or stands alone: --view opinion.")
     train, calibration = load_split(source, "train"), load_split(source, "validation")
-    base, judged = open_base(model), None if victim is None else load_victim(victim)
-    if judged is not None and base.classifier().base_fingerprint != judged.base_fingerprint:
+    suspect, judged = open_base(model, base=base), None if victim is None else load_victim(victim)
+    if judged is not None and not judged.stands_on(suspect.classifier().base_fingerprint):
         raise GuardError(f"{victim} does not stand on {model}.", code="foreign_base")
     with measured_cost() as meter:
-        finished = _fit(base, train, calibration, plan, training, trusted, judged, partial_of(out))
+        finished = _fit(suspect, train, calibration, plan, training, trusted, judged, partial_of(out))
         psim = finished if isinstance(finished, PsimGuard) else None
         trained = None if psim is None else psim.training
         if trained is not None:
@@ -80,6 +81,7 @@ def guard(
         "guard",
         settings={
             "model": model,
+            "base": base,
             "psim" if psim else "second_opinion": plan,
             "strategy": None if psim is None else psim.classifier.strategy.name,
             "trusted": list(trusted),
@@ -103,7 +105,7 @@ def open_trusted(location: str) -> Base | Classifier:
 
 
 def _fit(
-    base: Base,
+    suspect: Base,
     train: Corpus,
     calibration: Corpus,
     plan: Psim | SecondOpinion,
@@ -113,9 +115,11 @@ def _fit(
     partial: Path,
 ) -> PsimGuard | OpinionGuard:
     if isinstance(plan, Psim):
-        length = max(training.max_length or TEXT_LENGTH, 0 if victim is None else victim.max_length)
+        length = training.max_length
+        if victim is not None:
+            length = max(length or TEXT_LENGTH, victim.max_length)
         psim = plan.fit(
-            base,
+            suspect,
             train,
             calibration,
             seed=training.seed,

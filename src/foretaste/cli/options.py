@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "Accumulation",
+    "Base",
     "BatchSize",
     "Data",
     "DataRoot",
@@ -29,7 +30,15 @@ __all__ = [
     "source_of",
 ]
 
-Model = Annotated[str, typer.Option("--model", help="`minilm`, `minilm-l3`, a directory, or a hub id (owner/name).")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", help="`minilm`, `minilm-l3`, a directory (of a model, a victim, a LoRA adapter), or a hub id."
+    ),
+]
+Base = Annotated[
+    str | None, typer.Option("--base", help="What --model stands on, if that is an adapter and does not know.")
+]
 Data = Annotated[str, typer.Option("--data", help="toy, sst2, cr, cola, imdb, mr, ag_news, offenseval, or a path.")]
 DataRoot = Annotated[Path | None, typer.Option("--data-root", help="Directory of the named sets.")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="Column of the texts in your own file.")]

@@ -12,15 +12,18 @@ from foretaste.record import Record
 __all__ = ["partial_of", "refuse_page", "refuse_place"]
 
 
-def refuse_place(out: Path, kind: str, model: str) -> None:
-    """Raise PlanError if `out` is no place for an artefact of this kind that stands on `model`."""
+def refuse_place(out: Path, kind: str, *models: str | None) -> None:
+    """Raise PlanError if `out` is no place for an artefact of this kind that stands on `models` (None: not given)."""
     if out.name in ("", ".."):
         raise PlanError(f"{out} cannot be replaced; name a directory inside it.")
     refuse_foreign_directory(out)
     refuse_foreign_directory(partial_of(out))
-    base, place = Path(model).resolve(), out.resolve()
-    if Path(model).is_dir() and (place == base or base in place.parents):
-        raise PlanError(f"{out} lies in the checkpoint {model}, which must stay as it is; choose another directory.")
+    for model in models:
+        if model is None or not Path(model).is_dir():
+            continue
+        base, place = Path(model).resolve(), out.resolve()
+        if place == base or base in place.parents:
+            raise PlanError(f"{out} lies in the checkpoint {model}, which must stay as it is; choose another place.")
     there = _kind_of(out)
     if there not in (None, kind):
         raise PlanError(f"{out} holds a {there}, which a {kind} would replace; delete it or choose another directory.")

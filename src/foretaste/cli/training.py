@@ -79,6 +79,7 @@ def tune(
     model: o.Model,
     data: o.Data,
     out: o.Out,
+    base: o.Base = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help="full, lora, prompt_tuning, p_tuning_v1, p_tuning_v2.")
     ] = "lora",
@@ -113,7 +114,9 @@ def tune(
         )
         training = commands.Training(seed=seed, max_length=max_length, fields=fields)
         source = o.source_of(data, data_root, text_column, label_column, limit, seed)
-        result = commands.tune_victim(model, source, strategy, out, training, strategy_fields=assignments(strategy_set))
+        result = commands.tune_victim(
+            model, source, strategy, out, training, strategy_fields=assignments(strategy_set), base=base
+        )
         best = max(result["validation_accuracies"], default=float("nan"))
         answer(
             result,
@@ -126,6 +129,7 @@ def guard(
     model: o.Model,
     data: o.Data,
     out: o.Out,
+    base: o.Base = None,
     strategy: Annotated[str | None, typer.Option("--strategy", help="Any of the five strategies.")] = None,
     recipe: Annotated[str, typer.Option("--recipe", help="default, or paper (the printed settings).")] = "default",
     frr: Annotated[float | None, typer.Option("--frr", help="Promised false rejection rate.")] = None,
@@ -171,7 +175,7 @@ def guard(
         plan = guard_plan(recipe, strategy, assignments(strategy_set), chosen)
         training = commands.Training(seed=seed, max_length=max_length)
         source = o.source_of(data, data_root, text_column, label_column, limit, seed)
-        result = guarding.guard(model, source, out, training, plan, trusted=trusted or (), victim=victim)
+        result = guarding.guard(model, source, out, training, plan, base=base, trusted=trusted or (), victim=victim)
         if result["is_blind"]:
             warn(
                 "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "

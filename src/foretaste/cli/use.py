@@ -84,6 +84,7 @@ def check(
 def audit(
     model: o.Model,
     data: o.Data,
+    base: o.Base = None,
     budget: Annotated[str, typer.Option("--budget", help="Time for the search, as in 90s or 5m.")] = "3m",
     victim: Annotated[Path | None, typer.Option("--victim", help="A victim of this base, if there is one.")] = None,
     guard: Annotated[Path | None, typer.Option("--guard", help="A guard of this base, if there is one.")] = None,
@@ -111,7 +112,16 @@ def audit(
         source = o.source_of(data, data_root, text_column, label_column, limit, seed)
         plan = build(Audit, {"budget": seconds_of(budget)})
         result = run_audit(
-            model, source, plan, out=out, victim=victim, guard=guard, reference=reference, report=report, seed=seed
+            model,
+            source,
+            plan,
+            base=base,
+            out=out,
+            victim=victim,
+            guard=guard,
+            reference=reference,
+            report=report,
+            seed=seed,
         )
         answer(result, audit_summary(result))
 

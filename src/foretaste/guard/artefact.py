@@ -19,6 +19,7 @@ from foretaste.guard.opinion import Opinion, OpinionGuard, Trusted
 from foretaste.guard.psim import PsimGuard
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, load_victim, save_classifier
+from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Scoring
 from foretaste.victim.manifest import read_manifest
 
@@ -107,8 +108,8 @@ def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> N
     save_classifier(root, Path(path), "guard", record, guard=entry, attach=attach)
 
 
-def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard | OpinionGuard:
-    """Load a guard after every check of the artefact format; `base` overrides where its base is looked for.
+def load_guard(path: Path | str, base: Base | str | Path | None = None) -> PsimGuard | OpinionGuard:
+    """Load a guard after every check of the artefact format; `base` overrides where its base, or victim, is looked for.
 
     Raises:
         ModelError: the artefact was refused (see `victim.artefact`).
@@ -129,7 +130,7 @@ def load_guard(path: Path | str, base: str | Path | None = None) -> PsimGuard | 
     return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring, bar.view, looks, opinion=opinion)
 
 
-def load_psim(path: Path | str, base: str | Path | None = None) -> PsimGuard:
+def load_psim(path: Path | str, base: Base | str | Path | None = None) -> PsimGuard:
     """Load a guard that must be PSIM, with or without a second opinion.
 
     Raises:

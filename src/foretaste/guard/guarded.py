@@ -41,13 +41,14 @@ class GuardedClassifier:
     `precision` is the victim's (in 8-bit whole numbers: `victim.in_int8()`); the guard scores in the arithmetic it was
     calibrated in.
 
-    A text that PSIM refuses is asked no further: in `__call__` its score is PSIM's, a second opinion (`guard.opinion`)
-    is asked for the others only.
+    The guard stands on the victim's base, or on the victim itself: then on this one alone, adapter and head included.
+    A guard of the base does not see what the victim's own adapter holds. A text that PSIM refuses is asked no further:
+    in `__call__` its score is PSIM's, a second opinion (`guard.opinion`) is asked for the others only.
 
     Raises:
-        GuardError: the guard stands on other weights than the victim (`foreign_base`), reads less of a text than
-            the victim (`short_sight`), names other labels (`label_mismatch`), or has a second opinion on another
-            victim (`foreign_victim`).
+        GuardError: the guard stands neither on the victim's base nor on the victim (`foreign_base`), reads less of a
+            text than the victim (`short_sight`), names other labels (`label_mismatch`), or has a second opinion on
+            another victim (`foreign_victim`).
     """
 
     def __init__(self, victim: Classifier, guard: PsimGuard | OpinionGuard, precision: Precision = "float32") -> None:
@@ -125,10 +126,11 @@ class GuardedClassifier:
 
 
 def _refuse_misfit(victim: Classifier, inside: Classifier) -> None:
-    if inside.base_fingerprint != victim.base_fingerprint:
+    if not victim.stands_on(inside.base_fingerprint):
         raise GuardError(
-            "The guard was trained on other base weights than the victim; a guard sees only the backdoor of its "
-            f"own base ({inside.base_fingerprint[:12]} against {victim.base_fingerprint[:12]}).",
+            "The guard was trained neither on the victim's base nor on the victim itself; a guard sees only the "
+            f"backdoor of what it was trained on ({inside.base_fingerprint[:12]}, the base of the victim is "
+            f"{victim.base_fingerprint[:12]}).",
             code="foreign_base",
         )
     if inside.max_length < victim.max_length:

@@ -54,7 +54,7 @@ class Opinion:
     """What trusted models think of one victim's answers.
 
     `clean (R,) float64` are scores of clean texts that the trusted models were not trained on, against which a new
-    text's is ranked; `victim` is the mark of the victim they were measured with.
+    text's is ranked; `victim` is the fingerprint of the victim they were measured with.
     """
 
     members: tuple[Trusted, ...]
@@ -96,7 +96,7 @@ class Opinion:
             GuardError: `foreign_victim`, `label_mismatch`, `short_sight`.
         """
         refuse_other_labels(victim, [member.classifier for member in self.members])
-        if victim.mark != self.victim:
+        if victim.own_fingerprint != self.victim:
             raise GuardError(
                 "The second opinion was calibrated with another victim: what it compares are that one's answers. Make "
                 "a guard with this victim.",
@@ -196,7 +196,7 @@ class SecondOpinion:
             said = model.predict(rest.texts)
             accuracy = float(np.mean(said.labels == rest.labels))
             members.append(Trusted(model, _temperature(said, rest.labels), accuracy))
-        opinion = Opinion(tuple(members), np.zeros(0), victim.mark, self.scoring)
+        opinion = Opinion(tuple(members), np.zeros(0), victim.own_fingerprint, self.scoring)
         return replace(opinion, clean=opinion.ratio(victim.predict(rest.texts), rest.texts))
 
     def fit(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> OpinionGuard:

@@ -92,14 +92,15 @@ class Psim:
         calibration: Corpus | None = None,
         *,
         seed: int = 0,
-        max_length: int = TEXT_LENGTH,
+        max_length: int | None = None,
         is_progress_shown: bool = False,
         after_dose: Callable[[int, Classifier, float], None] | None = None,
     ) -> PsimGuard:
         """Train and calibrate on clean texts; no poisoned text is needed.
 
         Without `calibration` a fifth of the corpus, at least enough to promise `frr`, is held out for it, unless the
-        threshold is fixed.
+        threshold is fixed. Without `max_length` the guard reads as much of a text as the victim it is trained from,
+        or 128 tokens.
         `after_dose` is called with (step, model, dose) whenever the dose was read.
 
         Raises:
@@ -110,7 +111,8 @@ class Psim:
         corpus, monitor, reference, calibration = self._split(corpus, calibration, seed)
         if calibration is not None and self.threshold is None:
             allowed_above(len(calibration), self.frr, self.confidence)  # refuses too few before hours of training
-        classifier = base.classifier(self.strategy, corpus.label_names, max_length=max_length, seed=seed)
+        length = max_length or base.text_length or TEXT_LENGTH
+        classifier = base.classifier(self.strategy, corpus.label_names, max_length=length, seed=seed)
         if self.is_head_frozen:
             classifier.module.head.requires_grad_(False)
         relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))

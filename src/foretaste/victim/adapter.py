@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, PeftType, get_peft_model_state_dict
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftModel, PeftType, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from foretaste.errors import ModelError
-from foretaste.victim.checkpoint import refuse_non_finite
+from foretaste.victim.weights import fingerprint, refuse_non_finite
 
-__all__ = ["check_adapter", "load_adapter"]
+__all__ = [
+    "adapter_fingerprint",
+    "check_adapter",
+    "check_foreign_adapter",
+    "head_size",
+    "load_adapter",
+    "named_base",
+    "refuse_soft_prompt",
+]
 
 WEIGHTS = "adapter_model.safetensors"
 _KINDS = {
@@ -34,6 +46,16 @@ _SAFE_SETTINGS: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True,),
     "task_type": ("SEQ_CLS",),
 }
+# What a stranger may set in LoRA; all else must be as PEFT has it by default, or not there at all.
+_FREE_SETTINGS = {
+    *("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+    *("r", "lora_alpha", "lora_dropout", "bias", "lora_bias", "use_rslora", "use_dora", "fan_in_fan_out"),
+    *("target_modules", "modules_to_save", "layers_to_transform"),
+}
+_FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "task_type": ("SEQ_CLS",),
+    "init_lora_weights": (True, False, "gaussian"),  # others change the base when they are loaded
+}
 
 
 def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) -> None:
@@ -43,11 +65,8 @@ def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) ->
         ModelError: unreadable, bad_strategy, unsafe_adapter, unknown_key, missing_head, label_mismatch, non_finite.
     """
     config_path = path / "adapter_config.json"
-    try:
-        config: Any = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{config_path} cannot be read: {error}", code="unreadable") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = _read_config(path)
+    kind = config.get("peft_type")
     if kind not in _KINDS.values():
         raise ModelError(
             f"{config_path}: peft_type {kind!r} is not one of {', '.join(_KINDS.values())}.", code="unsafe_adapter"
@@ -63,6 +82,82 @@ def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) ->
     if isinstance(config.get("target_modules"), str):
         raise ModelError(f"{config_path}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
     _check_tensors(path / WEIGHTS, len(label_names))
+
+
+def check_foreign_adapter(path: Path, location: str) -> None:
+    """Refuse a directory that Foretaste did not write unless it is LoRA for a classifier, with plain settings.
+
+    Raises:
+        ModelError: pickle, not_found, unreadable, soft_prompt, unsafe_adapter, unknown_key, missing_head, non_finite.
+    """
+    refuse_soft_prompt(path, location)
+    config = _read_config(path)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(
+            f"{location}: peft_type {config.get('peft_type')!r} cannot be folded into its base here, only LORA can.",
+            code="unsafe_adapter",
+        )
+    usual = LoraConfig(task_type="SEQ_CLS").to_dict()
+    for key, value in config.items():
+        if key not in usual:
+            raise ModelError(f"{location}: adapter_config.json: unknown key {key!r}.", code="unknown_key")
+        if key in _FREE_SETTINGS:
+            continue
+        if value not in _FOREIGN_SETTINGS.get(key, (usual[key], None, False, {}, [])):
+            raise ModelError(f"{location}: adapter_config.json: {key} = {value!r} is refused.", code="unsafe_adapter")
+    if not isinstance(config.get("target_modules"), list):
+        raise ModelError(f"{location}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
+    if "task_type" not in config:
+        raise ModelError(f"{location}: no task_type; only SEQ_CLS, a classifier, can be used.", code="unsafe_adapter")
+    if not (path / WEIGHTS).is_file():
+        is_pickle = (path / "adapter_model.bin").exists()
+        reason = "only a pickle, which runs code when loaded and is refused" if is_pickle else f"no {WEIGHTS}"
+        raise ModelError(f"{location} holds {reason}.", code="pickle" if is_pickle else "not_found")
+    _check_tensors(path / WEIGHTS, None)
+
+
+def refuse_soft_prompt(path: Path, location: str) -> None:
+    """Raise ModelError (`soft_prompt`) if the adapter in `path` is virtual tokens or a prefix."""
+    kind = _read_config(path).get("peft_type")
+    if kind in _KINDS.values() and kind != "LORA":
+        raise ModelError(
+            f"{location} is {kind}: its virtual tokens stand beside the weights and cannot be folded into them, so "
+            "nothing trained on the weights would see what they hold. Use a LoRA adapter or a full model instead; to "
+            "judge only what the prompt stands on, name that.",
+            code="soft_prompt",
+        )
+
+
+def named_base(path: Path) -> str:
+    """Return what an adapter says it stands on.
+
+    Raises:
+        ModelError: it says nothing (code `not_found`).
+    """
+    name = _read_config(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{path} does not say what it is an adapter on; name its base (--base).", code="not_found")
+    return name
+
+
+def head_size(path: Path) -> int:
+    """Return the number of classes of a checked adapter's head."""
+    with safe_open(path / WEIGHTS, framework="pt") as file:
+        return int(file.get_slice(_outputs(list(file.keys()))[0]).get_shape()[0])
+
+
+def adapter_fingerprint(wrapped: PeftModel, base_fingerprint: str) -> str:
+    """Return the hex SHA-256 of LoRA on a base: the base's fingerprint, all its own tensors, its head, its scaling.
+
+    Not of the merged weights: the last bit of a matrix product differs between processors, the factors do not.
+    """
+    state = hashlib.sha256(f"{base_fingerprint}|".encode())
+    for name, layer in wrapped.named_modules():
+        if isinstance(layer, LoraLayer):
+            state.update(f"{name}|{float(layer.scaling[wrapped.active_adapter])!r}|".encode())
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    state.update(fingerprint(tensors, is_head_covered=True).encode())
+    return state.hexdigest()
 
 
 def load_adapter(model: Any, path: Path) -> PeftModel:
@@ -90,18 +185,33 @@ def load_adapter(model: Any, path: Path) -> PeftModel:
     return wrapped
 
 
-def _check_tensors(path: Path, label_count: int) -> None:
+def _read_config(path: Path) -> dict[str, Any]:
+    config_path = path / "adapter_config.json"
+    try:
+        config: Any = json.loads(config_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{config_path} cannot be read: {error}", code="unreadable") from error
+    return config if isinstance(config, dict) else {}
+
+
+def _outputs(names: Sequence[str]) -> list[str]:
+    heads = [name for name in names if ".classifier." in name or ".score." in name]
+    return [n for n in heads if n.endswith((".classifier.weight", ".out_proj.weight", ".score.weight"))]
+
+
+def _check_tensors(path: Path, label_count: int | None) -> None:
     try:
         tensors = load_file(path)
     except Exception as error:  # SafetensorError derives from Exception alone
         raise ModelError(f"{path} is not a sound safetensors file: {error}", code="unreadable") from error
     refuse_non_finite(tensors, str(path))
-    heads = [name for name in tensors if ".classifier." in name or ".score." in name]
-    outputs = [n for n in heads if n.endswith((".classifier.weight", ".out_proj.weight", ".score.weight"))]
+    outputs = _outputs(list(tensors))
     if not outputs:
         raise ModelError(f"{path} holds no classification head.", code="missing_head")
     for name in outputs:
-        if tensors[name].shape[0] != label_count:
+        if tensors[name].dim() != 2 or tensors[name].shape[0] < 2:
+            raise ModelError(f"{path}: {name} is no head for two classes or more.", code="missing_head")
+        if label_count is not None and tensors[name].shape[0] != label_count:
             raise ModelError(
                 f"{path}: the head has {tensors[name].shape[0]} classes, the manifest names {label_count}.",
                 code="label_mismatch",

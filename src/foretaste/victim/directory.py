@@ -39,7 +39,7 @@ def check_directory(path: Path, location: str) -> None:
     """
     config_path = path / "config.json"
     if (path / "adapter_config.json").exists():
-        raise ModelError(f"{location} is an adapter, not a model; name the checkpoint it stands on.", code="adapter")
+        raise ModelError(f"{location} holds an adapter beside a model; keep one of them.", code="adapter")
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except FileNotFoundError:

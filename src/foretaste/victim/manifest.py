@@ -17,7 +17,17 @@ from foretaste.victim.adapter import check_adapter
 from foretaste.victim.directory import check_directory
 from foretaste.victim.strategy import STRATEGIES, Full, Strategy
 
-__all__ = ["MANIFEST", "BaseReference", "Canary", "Manifest", "read_manifest", "seal", "strategy_of"]
+__all__ = [
+    "MANIFEST",
+    "BaseReference",
+    "Canary",
+    "Manifest",
+    "Place",
+    "read_manifest",
+    "read_suspect",
+    "seal",
+    "strategy_of",
+]
 
 MANIFEST = "foretaste.json"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
@@ -27,12 +37,27 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BaseReference(_Strict):
-    """The weights an artefact stands on: known by fingerprint; the locations are only where to look."""
+class Place(_Strict):
+    """Where to look: a name or directory, and if it was a directory the way there from the artefact."""
 
     location: str
     relative: str | None = None
+
+    def seen_from(self, path: Path) -> str:
+        """Return where to look, given that the artefact is in `path` now."""
+        if self.relative is not None and (path / self.relative).is_dir():
+            return str((path / self.relative).resolve())
+        return self.location
+
+
+class BaseReference(Place):
+    """The weights an artefact stands on: known by fingerprint; the locations are only where to look.
+
+    `adapter_base` is where the base of an adapter was, if that was named by hand.
+    """
+
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    adapter_base: Place | None = None
 
 
 class Canary(_Strict):
@@ -94,6 +119,27 @@ def read_manifest(path: Path) -> Manifest:
         check_adapter(path, strategy.name, manifest.label_names)
     else:
         check_directory(path, str(path))
+    return manifest
+
+
+def read_suspect(path: Path) -> Manifest | None:
+    """Check a directory that may be a victim and return its manifest; None for a base of ours, or anybody's model.
+
+    Raises:
+        ModelError: a guard (`wrong_kind`), and what `read_manifest` refuses.
+    """
+    if not (path / MANIFEST).is_file():
+        return None
+    try:
+        document = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        is_plain = document["kind"] == "base" and document["strategy"]["name"] == Full.name
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        is_plain = False  # read_manifest says what is wrong
+    if is_plain:
+        return None
+    manifest = read_manifest(path)
+    if manifest.kind == "guard":
+        raise ModelError(f"{path} is a guard; name the checkpoint or the victim that is suspect.", code="wrong_kind")
     return manifest
 
 
