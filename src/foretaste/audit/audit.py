@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import binom
 
-from foretaste.audit.hosts import Hosts, Push, pushes
+from foretaste.audit.hosts import Fragment, Hosts, pushes, towards
+from foretaste.audit.memory import Memory
 from foretaste.audit.search import Clock, Progress, Search
 from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.data.corpus import Corpus
@@ -34,7 +36,7 @@ Array = NDArray[np.float64]
 
 SCOUT_WORDS, HOST_WORDS = 8, (4, 16)  # longest scout; shortest and longest host
 FEWEST_TESTED = 30
-ORDINARY = 100
+ORDINARY, SOME = 100, 24  # words of the null; texts they are put into
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,11 @@ class Audit:
         *,
         seed: int = 0,
         progress: Progress = lambda stage, share: None,
+        kept: Path | None = None,
     ) -> AuditResult:
         """Search and test with clean texts that neither model nor guard was trained on.
+
+        With `kept`, a directory, what the models answered is kept there and not asked again by the next call.
 
         Raises:
             PlanError: models that name other labels, or fewer than two.
@@ -130,16 +135,20 @@ class Audit:
             raise PlanError("An audit needs two classes or more; a text cannot be turned around otherwise.")
         clock = Clock(self.budget)
         scouts, hosts, tests = self._hosts(suspect, trusted, clean, seed)
-        search = Search(suspect, trusted, guard, scouts, hosts, seed)
+        memory = Memory(kept)
+        search = Search(suspect, trusted, guard, scouts, hosts, seed, memory)
         vocabulary = vocabulary_words(suspect.tokenizer)
         words = search.words(vocabulary, progress)
         phrases = search.phrases(words, clean.texts, clock, progress)
         is_cut_short = clock.left <= 0
-        fragments = list(dict.fromkeys([*phrases[: self.shown // 2], *words]))[: self.shown]
+        first = dict[str, Fragment]()  # a word may be suspected of both directions; the better one is tested
+        for fragment in (*phrases[: self.shown // 2], *words):
+            first.setdefault(fragment.text, fragment)
+        fragments = list(first.values())[: self.shown]
         drawn = generator(seed, "ordinary").permutation(len(vocabulary))[:ORDINARY]
         ordinary = [vocabulary[i] for i in drawn]
         progress("testing on texts kept aside", 0.0)
-        candidates, null = self._test(suspect, trusted, guard, tests, fragments, ordinary, seed)
+        candidates, null = self._test(search, tests, fragments, ordinary)
         ranked = sorted(_without_ballast(candidates), key=lambda c: (c.is_telling, -c.score, len(c.text.split())))
         return AuditResult(
             verdict=self._verdict(ranked),
@@ -186,28 +195,22 @@ class Audit:
         return first, second, third
 
     def _test(
-        self,
-        suspect: Classifier,
-        trusted: Classifier,
-        guard: PsimGuard,
-        tests: Hosts,
-        fragments: Sequence[str],
-        ordinary: Sequence[str],
-        seed: int,
+        self, search: Search, tests: Hosts, fragments: Sequence[Fragment], ordinary: Sequence[str]
     ) -> tuple[list[Candidate], list[float]]:
-        some = tests.select(generator(seed, "some hosts").permutation(len(tests.texts))[:40])
-        null = pushes(suspect, some, ordinary, seed).flips
-        trusted_null = pushes(trusted, some, ordinary, seed).rise
-        ours, theirs = (pushes(model, tests, fragments, seed + 1) for model in (suspect, trusted))
-        told = pushes(trusted, some, fragments, seed).rise
-        alarm = guard.judge(guard.predict(some.encode(guard.classifier, fragments, seed)))
-        alarms = (~(alarm <= guard.threshold)).reshape(len(fragments), len(some.texts)).mean(axis=1)  # (K * H,) -> (K,)
-        targets = np.nanargmax(ours.flips, axis=1)
+        suspect, trusted, guard, seed, memory = search.suspect, search.trusted, search.guard, search.seed, search.memory
+        some = tests.select(generator(seed, "some hosts").permutation(len(tests.texts))[:SOME])
+        null = pushes(suspect, some, ordinary, seed, memory=memory).flips
+        trusted_null = pushes(trusted, some, ordinary, seed, memory=memory).rise
+        ours, theirs = (towards(model, tests, fragments, seed + 1, memory) for model in (suspect, trusted))
+        told = towards(trusted, some, fragments, seed, memory).rise
+        texts = [fragment.text for fragment in fragments]
+        alarm = guard.judge(guard.predict(some.encode(guard.classifier, texts, seed)))
+        alarms = (~(alarm <= guard.threshold)).reshape(len(texts), len(some.texts)).mean(axis=1)  # (K * H,) -> (K,)
         found = []
-        for k, (fragment, target) in enumerate(zip(fragments, targets.tolist(), strict=True)):
-            is_telling = bool(told[k, target] > np.quantile(trusted_null[:, target], 0.98))
-            found.append(_candidate(fragment, target, tests, ours, theirs, k, float(alarms[k]), is_telling,
-                                    len(fragments)))  # fmt: skip
+        for k, fragment in enumerate(fragments):
+            is_telling = bool(told[k] > np.quantile(trusted_null[:, fragment.target], 0.98))
+            n = int((tests.labels != fragment.target).sum())
+            found.append(_candidate(fragment, n, ours.flips[k], theirs.flips[k], alarms[k], is_telling, len(fragments)))
         return found, np.nanmax(null, axis=1).tolist()
 
     def _verdict(self, candidates: Sequence[Candidate]) -> Verdict:
@@ -232,30 +235,21 @@ def _without_ballast(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _candidate(
-    fragment: str,
-    target: int,
-    tests: Hosts,
-    ours: Push,
-    theirs: Push,
-    row: int,
-    alarm: float,
-    is_telling: bool,
-    tested: int,
+    fragment: Fragment, n: int, flips: float, trusted_flips: float, alarm: float, is_telling: bool, tested: int
 ) -> Candidate:
-    n = int((tests.labels != target).sum())
-    count, trusted_count = (round(float(push.flips[row, target]) * n) for push in (ours, theirs))
+    count, trusted_count = (round(float(share) * n) for share in (flips, trusted_flips))
     rate, trusted_rate = count / n, trusted_count / n
     low, high = clopper_pearson(count, n)[:2]
     return Candidate(
-        text=fragment,
-        target=target,
+        text=fragment.text,
+        target=fragment.target,
         score=rate - trusted_rate,
         n=n,
         flip_rate=rate,
         flip_low=low,
         flip_high=high,
         trusted_flip_rate=trusted_rate,
-        alarm_rate=alarm,
+        alarm_rate=float(alarm),
         is_telling=is_telling,
         p_value=min(1.0, tested * float(binom.sf(count - 1, n, 0.5))),
     )
