@@ -160,6 +160,26 @@ class Audit:
             examples=_examples(suspect, trusted, tests, ranked[:2], seed),
         )
 
+    def refuse_too_few(self, clean: Corpus) -> None:
+        """Raise DataError, before models are trained, if the clean texts could not do even if all were answered right.
+
+        Texts of fewer than four words do not count: a fragment would be most of them.
+        """
+        lengths = np.array([len(text.split()) for text in clean.texts])
+        for label, name in enumerate(clean.label_names):
+            count = int(((clean.labels == label) & (lengths >= HOST_WORDS[0])).sum())
+            if count < self._needed(clean):
+                raise DataError(
+                    f"{clean.name} holds {count} texts of {HOST_WORDS[0]} words or more of class {name!r}; an audit "
+                    f"needs {self._needed(clean)} of each class. Give more clean texts."
+                )
+
+    def _hosts_per_class(self, clean: Corpus) -> int:
+        return max(2, self.hosts // len(clean.label_names))
+
+    def _needed(self, clean: Corpus) -> int:
+        return FEWEST_TESTED + self._hosts_per_class(clean) + 1
+
     def _hosts(self, suspect: Classifier, trusted: Classifier, clean: Corpus, seed: int) -> tuple[Hosts, Hosts, Hosts]:
         """Return scouts, hosts and texts for the test, all disjoint, of texts that both models get right."""
         order = generator(seed, "hosts").permutation(len(clean))
@@ -180,13 +200,13 @@ class Audit:
                 sorted((i for i in usable if lengths[i] <= SCOUT_WORDS), key=lambda i: -margins[i])[:1] or usable[:1]
             )
             rest = [i for i in usable if i not in short]
-            per_class = max(2, self.hosts // len(corpus.label_names))
+            per_class = self._hosts_per_class(corpus)
             middling = [i for i in rest if lengths[i] <= HOST_WORDS[1]][:per_class] or rest[:per_class]
             for_test = [i for i in rest if i not in middling][: self.tested_texts]
             if len(for_test) < FEWEST_TESTED:
                 raise DataError(
                     f"Of class {name!r} only {len(usable)} clean texts are classified correctly by both models; an "
-                    f"audit needs {FEWEST_TESTED + per_class + 1}. Give more clean texts, or models that know the task."
+                    f"audit needs {self._needed(corpus)}. Give more clean texts, or models that know the task."
                 )
             scouts, hosts, tests = scouts + short, hosts + middling, tests + for_test
         first, second, third = (

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from foretaste.audit.audit import Audit
+from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.cli.audit_page import write_audit
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
@@ -66,7 +67,9 @@ def run_audit(
         refuse_page(report)
     train, clean = load_split(source, "train"), load_split(source, "validation")
     few = _balanced(train, TRAINING_TEXTS, seed)
+    plan.refuse_too_few(clean)
     base = open_base(model)
+    vocabulary_words(base.classifier().tokenizer)  # refuses one without words before minutes of training
     with measured_cost() as meter:
         taster = _taster(base, train, clean, guard, places["guard"], seed)
         suspect = load_victim(victim) if victim else _tuned(base, few, clean, *VICTIM, places["victim"], seed, "victim")
