@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]  # (stage, share done)
 
 ALARMING, TURNING = 150, 300  # words kept of each source; of the second, for all classes together
+ALONE = 256  # words of a few tokens at a time
 ASKED_AT_ONCE, ENOUGH = 50, 40  # words for the trusted model
 RULING = 0.95
 SEEDS, PARTNERS, FREQUENT = 8, 80, 80
@@ -66,7 +67,7 @@ class Search:
         """
 
         def ask() -> Array:
-            said = self.guard.predict(fragments)
+            said = self.guard.predict(fragments, batch_size=ALONE)
             certainty = np.clip(said.certainty, 1e-9, 1 - 1e-9)
             columns = [_robust_z(np.log(certainty / (1 - certainty)))]
             if self.guard.looks is not None:

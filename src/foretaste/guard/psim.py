@@ -215,9 +215,10 @@ class PsimGuard:
     def _scorer(self) -> Classifier:
         return self.classifier.in_int8() if self.scoring == "int8" else self.classifier
 
-    def predict(self, texts: Sequence[str] | Encoded) -> Predictions:
+    def predict(self, texts: Sequence[str] | Encoded, *, batch_size: int = 64) -> Predictions:
         """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
-        return self._scorer.predict(texts, precision="bfloat16" if self.scoring == "bfloat16" else "float32")
+        precision: Precision = "bfloat16" if self.scoring == "bfloat16" else "float32"
+        return self._scorer.predict(texts, batch_size=batch_size, precision=precision)
 
     def judge(self, predictions: Predictions) -> NDArray[np.float64]:
         """Return the scores `(N,) float64` in the guard's view of what PSIM says of texts."""
