@@ -38,7 +38,8 @@ TRAINING_TEXTS, JUDGED = 2500, 300
 TEXT_ROOM = 64
 EVERY_S = 10.0
 VICTIM = (Lora(), TuneSettings(epochs=1, learning_rate=5e-4, keep="last"))
-TRUSTED = (Full(), TuneSettings(epochs=1, learning_rate=2e-4, keep="last"))
+# Two epochs: after one it is so little moved by the milder words of a class that they look like triggers.
+TRUSTED = (Full(), TuneSettings(epochs=2, learning_rate=1e-4, keep="last"))
 
 
 def run_audit(
