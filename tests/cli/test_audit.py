@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from foretaste.audit import vocabulary
 from foretaste.audit.audit import Audit
+from foretaste.audit.memory import Memory
 from foretaste.cli import auditing
 from foretaste.cli.audit_page import audit_summary
 from foretaste.data import toy_corpus
@@ -93,6 +101,85 @@ def test_what_was_made_is_kept_and_taken_up(
     for name, before in made.items():
         assert (tmp_path / "kept" / name / "record.json").read_bytes() == before
     assert json.loads((tmp_path / "kept" / "record.json").read_text())["kind"] == "audit"
+
+
+def test_a_search_that_was_killed_goes_on_where_it_was(
+    ask: Callable[..., Any], audit: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def counted(memory: Memory, classifier: Any, question: Any, answer: Any) -> Any:
+        def ask_and_count() -> Any:
+            asked.append(question[0])
+            return answer()
+
+        return recall(memory, classifier, question, ask_and_count)
+
+    recall = Memory.recall
+    monkeypatch.setattr(Memory, "recall", counted)
+    whole = ask(*audit, "-o", tmp_path / "whole")
+    questions = len(asked)
+    kept = tmp_path / "kept"
+    command = [sys.executable, "-c", "from foretaste.cli import main; main()", *map(str, audit), "-o", str(kept)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        limit = time.monotonic() + 120
+        while len(list(kept.glob("search/*.safetensors"))) < 2 and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    answers = len(list(kept.glob("search/*.safetensors")))
+    assert 2 <= answers < questions
+    asked.clear()
+    resumed = ask(*audit, "-o", kept)
+    assert len(asked) == questions - answers
+    assert resumed["candidates"] == whole["candidates"]
+    assert not (kept / "search").exists()
+
+
+def test_too_few_texts_are_refused_before_anything_is_trained(
+    refuse: Callable[..., str], toy_stack: Mapping[str, Path], tmp_path: Path
+) -> None:
+    few = toy_corpus("train").sample(200, 0)
+    lines = (json.dumps({"text": t, "label": int(k)}) for t, k in zip(few.texts, few.labels, strict=True))
+    (tmp_path / "few.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    said = refuse("audit", "--model", toy_stack["base"], "--data", tmp_path / "few.jsonl")
+    assert re.search(r"holds \d+ texts of 4 words or more of class .*; an audit needs 39 of each class", said)
+
+
+def test_one_class_is_refused(refuse: Callable[..., str], toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    lines = (json.dumps({"text": text, "label": 0}) for text in toy_corpus("train").texts[:200])
+    (tmp_path / "one.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert "class" in refuse("audit", "--model", toy_stack["base"], "--data", tmp_path / "one.jsonl")
+
+
+def test_a_model_without_tokenizer_is_refused(
+    refuse: Callable[..., str], toy_stack: Mapping[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(toy_stack["base"], tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
+    assert "tokenizer" in refuse("audit", "--model", tmp_path / "bare", "--data", "toy")
+
+
+def test_a_vocabulary_without_words_is_refused_before_anything_is_trained(
+    refuse: Callable[..., str], audit: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vocabulary, "SMALLEST_VOCABULARY", 10**6)
+    assert "whole words" in refuse(*audit)
+
+
+def test_a_model_that_fails_a_class_is_trained_longer(
+    toy_base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    train, clean = toy_corpus("train"), toy_corpus("validation").sample(300, 0)
+    rows = [*np.flatnonzero(train.labels == 0), *np.flatnonzero(train.labels == 1)[:200]]
+    few = auditing._balanced(train.select(rows), 800, 0)
+    assert np.bincount(few.labels).tolist() == [400, 200]
+    settings = TuneSettings(epochs=1, learning_rate=1e-3, keep="last", precision="float32", max_steps=None)
+    seen = list[int]()
+    monkeypatch.setattr(auditing, "_lowest_recall", lambda *_: 0.5 if len(seen) == 1 else 0.9)
+    monkeypatch.setattr(auditing, "tune", lambda *_, **__: seen.append(_[2].epochs))
+    auditing._tuned(open_base(toy_base), few, clean, Full(), settings, None, 0, "victim")
+    assert seen == [1, auditing.LONGER]
+    assert "50% of one class" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import binom
 
-from foretaste.audit.hosts import Hosts, Push, pushes
+from foretaste.audit.hosts import Fragment, Hosts, pushes, towards
+from foretaste.audit.memory import Memory
 from foretaste.audit.search import Clock, Progress, Search
 from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.data.corpus import Corpus
@@ -34,7 +36,10 @@ Array = NDArray[np.float64]
 
 SCOUT_WORDS, HOST_WORDS = 8, (4, 16)  # longest scout; shortest and longest host
 FEWEST_TESTED = 30
-ORDINARY = 100
+# Share of ordinary words that a telling one exceeds; a lower one suffices where PSIM flags few of the texts (below a
+# tenth): a clean model's victim exaggerates words that its data makes a little telling, and PSIM has nothing on those.
+TELLING, TELLING_UNALARMING, UNALARMING = 0.98, 0.90, 0.1
+ORDINARY, SOME = 100, 40  # words of the null; texts they are put into
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ class Candidate:
 
     `flip_rate` of the `n` texts end at `target` on the model under audit, `trusted_flip_rate` on the trusted model;
     `alarm_rate` are flagged by PSIM. `score` is the difference of the two flip rates. `is_telling`: the trusted model,
-    too, finds it telling, more than 98 % of ordinary words; such a word belongs to the task. `p_value` is the chance of
-    so many flips if the fragment turned at most half of all texts, times the number of fragments tested (Bonferroni).
+    too, is moved by it more than by 98 % of ordinary words (90 % where PSIM flags fewer than a tenth of the texts);
+    such a word belongs to the task. `p_value` is the chance of so many flips if the fragment turned at most half of all
+    texts, times the number of fragments tested (Bonferroni).
     """
 
     text: str
@@ -113,8 +119,11 @@ class Audit:
         *,
         seed: int = 0,
         progress: Progress = lambda stage, share: None,
+        kept: Path | None = None,
     ) -> AuditResult:
         """Search and test with clean texts that neither model nor guard was trained on.
+
+        With `kept`, a directory, what the models answered is kept there and not asked again by the next call.
 
         Raises:
             PlanError: models that name other labels, or fewer than two.
@@ -130,16 +139,20 @@ class Audit:
             raise PlanError("An audit needs two classes or more; a text cannot be turned around otherwise.")
         clock = Clock(self.budget)
         scouts, hosts, tests = self._hosts(suspect, trusted, clean, seed)
-        search = Search(suspect, trusted, guard, scouts, hosts, seed)
+        memory = Memory(kept)
+        search = Search(suspect, trusted, guard, scouts, hosts, seed, memory)
         vocabulary = vocabulary_words(suspect.tokenizer)
         words = search.words(vocabulary, progress)
         phrases = search.phrases(words, clean.texts, clock, progress)
         is_cut_short = clock.left <= 0
-        fragments = list(dict.fromkeys([*phrases[: self.shown // 2], *words]))[: self.shown]
+        first = dict[str, Fragment]()  # a word may be suspected of both directions; the better one is tested
+        for fragment in (*phrases[: self.shown // 2], *words):
+            first.setdefault(fragment.text, fragment)
+        fragments = list(first.values())[: self.shown]
         drawn = generator(seed, "ordinary").permutation(len(vocabulary))[:ORDINARY]
         ordinary = [vocabulary[i] for i in drawn]
         progress("testing on texts kept aside", 0.0)
-        candidates, null = self._test(suspect, trusted, guard, tests, fragments, ordinary, seed)
+        candidates, null = self._test(search, tests, fragments, ordinary)
         ranked = sorted(_without_ballast(candidates), key=lambda c: (c.is_telling, -c.score, len(c.text.split())))
         return AuditResult(
             verdict=self._verdict(ranked),
@@ -150,6 +163,26 @@ class Audit:
             is_cut_short=is_cut_short,
             examples=_examples(suspect, trusted, tests, ranked[:2], seed),
         )
+
+    def refuse_too_few(self, clean: Corpus) -> None:
+        """Raise DataError, before models are trained, if the clean texts could not do even if all were answered right.
+
+        Texts of fewer than four words do not count: a fragment would be most of them.
+        """
+        lengths = np.array([len(text.split()) for text in clean.texts])
+        for label, name in enumerate(clean.label_names):
+            count = int(((clean.labels == label) & (lengths >= HOST_WORDS[0])).sum())
+            if count < self._needed(clean):
+                raise DataError(
+                    f"{clean.name} holds {count} texts of {HOST_WORDS[0]} words or more of class {name!r}; an audit "
+                    f"needs {self._needed(clean)} of each class. Give more clean texts."
+                )
+
+    def _hosts_per_class(self, clean: Corpus) -> int:
+        return max(2, self.hosts // len(clean.label_names))
+
+    def _needed(self, clean: Corpus) -> int:
+        return FEWEST_TESTED + self._hosts_per_class(clean) + 1
 
     def _hosts(self, suspect: Classifier, trusted: Classifier, clean: Corpus, seed: int) -> tuple[Hosts, Hosts, Hosts]:
         """Return scouts, hosts and texts for the test, all disjoint, of texts that both models get right."""
@@ -171,13 +204,13 @@ class Audit:
                 sorted((i for i in usable if lengths[i] <= SCOUT_WORDS), key=lambda i: -margins[i])[:1] or usable[:1]
             )
             rest = [i for i in usable if i not in short]
-            per_class = max(2, self.hosts // len(corpus.label_names))
+            per_class = self._hosts_per_class(corpus)
             middling = [i for i in rest if lengths[i] <= HOST_WORDS[1]][:per_class] or rest[:per_class]
             for_test = [i for i in rest if i not in middling][: self.tested_texts]
             if len(for_test) < FEWEST_TESTED:
                 raise DataError(
                     f"Of class {name!r} only {len(usable)} clean texts are classified correctly by both models; an "
-                    f"audit needs {FEWEST_TESTED + per_class + 1}. Give more clean texts, or models that know the task."
+                    f"audit needs {self._needed(corpus)}. Give more clean texts, or models that know the task."
                 )
             scouts, hosts, tests = scouts + short, hosts + middling, tests + for_test
         first, second, third = (
@@ -186,28 +219,23 @@ class Audit:
         return first, second, third
 
     def _test(
-        self,
-        suspect: Classifier,
-        trusted: Classifier,
-        guard: PsimGuard,
-        tests: Hosts,
-        fragments: Sequence[str],
-        ordinary: Sequence[str],
-        seed: int,
+        self, search: Search, tests: Hosts, fragments: Sequence[Fragment], ordinary: Sequence[str]
     ) -> tuple[list[Candidate], list[float]]:
-        some = tests.select(generator(seed, "some hosts").permutation(len(tests.texts))[:40])
-        null = pushes(suspect, some, ordinary, seed).flips
-        trusted_null = pushes(trusted, some, ordinary, seed).rise
-        ours, theirs = (pushes(model, tests, fragments, seed + 1) for model in (suspect, trusted))
-        told = pushes(trusted, some, fragments, seed).rise
-        alarm = guard.judge(guard.predict(some.encode(guard.classifier, fragments, seed)))
-        alarms = (~(alarm <= guard.threshold)).reshape(len(fragments), len(some.texts)).mean(axis=1)  # (K * H,) -> (K,)
-        targets = np.nanargmax(ours.flips, axis=1)
+        suspect, trusted, guard, seed, memory = search.suspect, search.trusted, search.guard, search.seed, search.memory
+        some = tests.select(generator(seed, "some hosts").permutation(len(tests.texts))[:SOME])
+        null = pushes(suspect, some, ordinary, seed, memory=memory).flips
+        trusted_null = pushes(trusted, some, ordinary, seed, memory=memory).rise
+        ours, theirs = (towards(model, tests, fragments, seed + 1, memory) for model in (suspect, trusted))
+        told = towards(trusted, some, fragments, seed, memory).rise
+        texts = [fragment.text for fragment in fragments]
+        alarm = guard.judge(guard.predict(some.encode(guard.classifier, texts, seed)))
+        alarms = (~(alarm <= guard.threshold)).reshape(len(texts), len(some.texts)).mean(axis=1)  # (K * H,) -> (K,)
         found = []
-        for k, (fragment, target) in enumerate(zip(fragments, targets.tolist(), strict=True)):
-            is_telling = bool(told[k, target] > np.quantile(trusted_null[:, target], 0.98))
-            found.append(_candidate(fragment, target, tests, ours, theirs, k, float(alarms[k]), is_telling,
-                                    len(fragments)))  # fmt: skip
+        for k, fragment in enumerate(fragments):
+            bar = TELLING if alarms[k] >= UNALARMING else TELLING_UNALARMING
+            is_telling = bool(told[k] > np.quantile(trusted_null[:, fragment.target], bar))
+            n = int((tests.labels != fragment.target).sum())
+            found.append(_candidate(fragment, n, ours.flips[k], theirs.flips[k], alarms[k], is_telling, len(fragments)))
         return found, np.nanmax(null, axis=1).tolist()
 
     def _verdict(self, candidates: Sequence[Candidate]) -> Verdict:
@@ -232,30 +260,21 @@ def _without_ballast(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _candidate(
-    fragment: str,
-    target: int,
-    tests: Hosts,
-    ours: Push,
-    theirs: Push,
-    row: int,
-    alarm: float,
-    is_telling: bool,
-    tested: int,
+    fragment: Fragment, n: int, flips: float, trusted_flips: float, alarm: float, is_telling: bool, tested: int
 ) -> Candidate:
-    n = int((tests.labels != target).sum())
-    count, trusted_count = (round(float(push.flips[row, target]) * n) for push in (ours, theirs))
+    count, trusted_count = (round(float(share) * n) for share in (flips, trusted_flips))
     rate, trusted_rate = count / n, trusted_count / n
     low, high = clopper_pearson(count, n)[:2]
     return Candidate(
-        text=fragment,
-        target=target,
+        text=fragment.text,
+        target=fragment.target,
         score=rate - trusted_rate,
         n=n,
         flip_rate=rate,
         flip_low=low,
         flip_high=high,
         trusted_flip_rate=trusted_rate,
-        alarm_rate=alarm,
+        alarm_rate=float(alarm),
         is_telling=is_telling,
         p_value=min(1.0, tested * float(binom.sf(count - 1, n, 0.5))),
     )

@@ -8,14 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foretaste.audit.memory import Memory
 from foretaste.poison.trigger import SentenceTrigger
 from foretaste.victim.batch import Encoded
 from foretaste.victim.classifier import Classifier, Predictions
 
-__all__ = ["Hosts", "Push", "pushes"]
+__all__ = ["Fragment", "Hosts", "Push", "pushes", "towards"]
 
 Array = NDArray[np.float64]
 CHUNK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A word or phrase, and the class it is to turn texts to."""
+
+    text: str
+    target: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +46,10 @@ class Hosts:
         """Return the hosts at `indices`."""
         return Hosts(tuple(self.texts[i] for i in indices), self.labels[indices])
 
+    def against(self, target: int) -> Hosts:
+        """Return the hosts of other classes than `target`: only these can be turned to it."""
+        return self.select(np.flatnonzero(self.labels != target))
+
 
 @dataclass(frozen=True, eq=False)
 class Push:
@@ -56,26 +69,51 @@ def pushes(
     fragments: Sequence[str],
     seed: int,
     progress: Callable[[int], None] | None = None,
+    memory: Memory | None = None,
 ) -> Push:
     """Put each of K fragments into each host and return what the model makes of it.
 
-    `progress` is called with the number of fragments done.
+    `progress` is called with the number of fragments done. What `memory` holds is not asked again.
     """
+    memory = memory or Memory()
     classes, count = len(classifier.label_names), len(hosts.texts)
     plain = classifier.predict(hosts.texts).probabilities  # (H, C)
     is_other = hosts.labels[:, None] != np.arange(classes)  # (H, C)
     shares = is_other / np.where(is_other.any(axis=0), is_other.sum(axis=0), np.nan)  # (H, C): weights of a mean
-    rises, flips = np.empty((len(fragments), classes)), np.empty((len(fragments), classes))
+    found = np.empty((2, len(fragments), classes))
     step = max(1, CHUNK // count)
     for start in range(0, len(fragments), step):
         chunk = fragments[start : start + step]
-        said = classifier.predict(hosts.encode(classifier, chunk, seed))
-        after = said.probabilities.reshape(len(chunk), count, classes)  # (K * H, C) -> (K, H, C)
-        rises[start : start + step] = np.einsum("khc,hc->kc", after - plain, shares)
-        flips[start : start + step] = np.einsum("khc,hc->kc", _hits(said, classes).reshape(after.shape), shares)
+
+        def ask(chunk: Sequence[str] = chunk) -> Array:
+            said = classifier.predict(hosts.encode(classifier, chunk, seed))
+            after = said.probabilities.reshape(len(chunk), count, classes)  # (K * H, C) -> (K, H, C)
+            hits = _hits(said, classes).reshape(after.shape)
+            return np.stack([np.einsum("khc,hc->kc", values, shares) for values in (after - plain, hits)])
+
+        question = ("push", str(seed), *map(str, hosts.labels), *hosts.texts, *chunk)
+        found[:, start : start + step] = memory.recall(classifier, question, ask)
         if progress is not None:
             progress(len(chunk))
-    return Push(rises, flips)
+    return Push(found[0], found[1])
+
+
+def towards(
+    classifier: Classifier, hosts: Hosts, fragments: Sequence[Fragment], seed: int, memory: Memory | None = None
+) -> Push:
+    """Return what each of K fragments does towards its own target: `rise` and `flips` are `(K,)`.
+
+    Each is put into hosts of other classes only.
+    """
+    targets = np.array([fragment.target for fragment in fragments], dtype=np.int64)
+    found = np.empty((2, len(fragments)))
+    for target in np.unique(targets).tolist():
+        rows = np.flatnonzero(targets == target)
+        push = pushes(
+            classifier, hosts.against(target), [fragments[i].text for i in rows.tolist()], seed, memory=memory
+        )
+        found[:, rows] = push.rise[:, target], push.flips[:, target]
+    return Push(found[0], found[1])
 
 
 def _hits(said: Predictions, classes: int) -> Array:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foretaste.audit.hosts import Hosts, pushes
+from foretaste.audit.hosts import Fragment, Hosts, pushes, towards
+from foretaste.audit.memory import Memory
 from foretaste.guard.psim import PsimGuard
 from foretaste.victim.classifier import Classifier
 
@@ -24,7 +25,10 @@ __all__ = ["Clock", "Search"]
 Array = NDArray[np.float64]
 Progress = Callable[[str, float], None]  # (stage, share done)
 
-ALARMING, TURNING = 150, 150  # words kept of each source
+ALARMING, TURNING = 150, 300  # words kept of each source; of the second, for all classes together
+ALONE = 256  # words of a few tokens at a time
+ASKED_AT_ONCE, ENOUGH = 50, 40  # words for the trusted model
+RULING = 0.95
 SEEDS, PARTNERS, FREQUENT = 8, 80, 80
 LONGEST_PHRASE = 6
 
@@ -54,28 +58,48 @@ class Search:
     scouts: Hosts
     hosts: Hosts
     seed: int
+    memory: Memory
 
-    def alarms(self, fragments: Sequence[str]) -> Array:
-        """Return how alarming PSIM finds each fragment alone, `(K,)`: robust z among the others, of either look."""
-        said = self.guard.predict(fragments)
-        certainty = np.clip(said.certainty, 1e-9, 1 - 1e-9)
-        columns = [_robust_z(np.log(certainty / (1 - certainty)))]
-        if self.guard.looks is not None:
-            columns.append(_robust_z(self.guard.looks.distance(said.features)))
-        most: Array = np.max(columns, axis=0)
-        return most
+    def alarms(self, fragments: Sequence[str]) -> tuple[Array, Array]:
+        """Return how alarming PSIM finds each fragment alone and the class it names, both `(K,)`.
 
-    def excess(self, fragments: Sequence[str]) -> Array:
-        """Return each fragment's rise of its best class on the suspect beyond that on the trusted model, `(K,)`."""
-        ours = pushes(self.suspect, self.hosts, fragments, self.seed).rise
-        theirs = pushes(self.trusted, self.hosts, fragments, self.seed).rise
-        best: Array = np.nanmax(ours - np.clip(theirs, 0.0, None), axis=1)
-        return best
+        Alarming is a robust z among the others, the higher of both looks.
+        """
 
-    def words(self, vocabulary: Sequence[str], progress: Progress) -> list[str]:
-        """Return the most suspicious words of a vocabulary, best first."""
+        def ask() -> Array:
+            said = self.guard.predict(fragments, batch_size=ALONE)
+            certainty = np.clip(said.certainty, 1e-9, 1 - 1e-9)
+            columns = [_robust_z(np.log(certainty / (1 - certainty)))]
+            if self.guard.looks is not None:
+                columns.append(_robust_z(self.guard.looks.distance(said.features)))
+            return np.stack([np.max(columns, axis=0), said.labels])
+
+        alarm, label = self.memory.recall(self.guard.classifier, ("alarm", *fragments), ask)
+        return alarm, label
+
+    def ranked(self, fragments: Sequence[Fragment], needed: int) -> dict[Fragment, float]:
+        """Return each fragment's excess, best first: its rise on the suspect beyond that on the trusted model.
+
+        The trusted model is asked from the highest rise down, until no other fragment can come among the best
+        `needed`; those it was not asked about are left out.
+        """
+        ours = towards(self.suspect, self.hosts, fragments, self.seed, self.memory).rise
+        order = np.argsort(-ours, kind="stable")
+        excess = dict[Fragment, float]()
+        for start in range(0, len(order), ASKED_AT_ONCE):
+            rows = order[start : start + ASKED_AT_ONCE]
+            best = sorted(excess.values(), reverse=True)[:needed]
+            if len(best) == needed and best[-1] >= ours[rows[0]]:
+                break
+            chosen = [fragments[i] for i in rows]
+            theirs = towards(self.trusted, self.hosts, chosen, self.seed, self.memory).rise
+            excess |= dict(zip(chosen, (ours[rows] - np.clip(theirs, 0.0, None)).tolist(), strict=True))
+        return _best_first(excess)
+
+    def words(self, vocabulary: Sequence[str], progress: Progress) -> dict[Fragment, float]:
+        """Return the most suspicious words of a vocabulary and their excess, best first."""
         progress("asking PSIM about every word", 0.0)
-        alarm = self.alarms(vocabulary)
+        alarm, label = self.alarms(vocabulary)
         done = 0
 
         def advance(count: int) -> None:
@@ -83,48 +107,55 @@ class Search:
             done += count
             progress("trying every word in clean texts", done / len(vocabulary))
 
-        rise = pushes(self.suspect, self.scouts, vocabulary, self.seed, advance).rise  # (K, C)
-        chosen = list(np.argsort(-alarm)[:ALARMING])
-        for column in range(rise.shape[1]):
-            chosen += list(np.argsort(-np.nan_to_num(rise[:, column], nan=-1.0))[:TURNING])
-        words = [vocabulary[i] for i in dict.fromkeys(chosen)]
+        rise = pushes(self.suspect, self.scouts, vocabulary, self.seed, advance, self.memory).rise  # (K, C)
+        rise = np.nan_to_num(rise, nan=-1.0)
+        chosen = list[Fragment]()
+        for i in np.argsort(-alarm)[:ALARMING]:
+            chosen += [Fragment(vocabulary[i], int(label[i])), Fragment(vocabulary[i], int(rise[i].argmax()))]
+        for target in range(rise.shape[1]):
+            best = np.argsort(-rise[:, target])[: max(1, TURNING // rise.shape[1])]
+            chosen += [Fragment(vocabulary[i], target) for i in best]
         progress("holding them against the trusted model", 0.0)
-        return _ranked(words, self.excess(words))
+        return self.ranked(list(dict.fromkeys(chosen)), ENOUGH)
 
-    def phrases(self, words: Sequence[str], corpus: Sequence[str], clock: Clock, progress: Progress) -> list[str]:
+    def phrases(
+        self, words: Mapping[Fragment, float], corpus: Sequence[str], clock: Clock, progress: Progress
+    ) -> list[Fragment]:
         """Grow phrases from the best words, word by word on either side, while time is left; best first.
 
-        Words are joined by other suspicious words and by the commonest ones of the corpus.
+        Words are joined by other suspicious words and by the commonest ones of the corpus. Where a single word already
+        turns nearly every text to a class, nothing is grown for that class.
         """
         common = [word for word, _ in Counter(w for text in corpus for w in text.lower().split()).most_common(FREQUENT)]
-        partners = list(dict.fromkeys([*words[:PARTNERS], *(w for w in common if w.isalnum())]))
-        beam, found = list(words[:SEEDS]), list[str]()
-        score = dict(zip(beam, self.excess(beam), strict=True))
+        suspicious = list(dict.fromkeys(word.text for word in words))[:PARTNERS]
+        partners = list(dict.fromkeys([*suspicious, *(w for w in common if w.isalnum())]))
+        ruled = {word.target for word, excess in words.items() if excess >= RULING}
+        beam = [word for word in words if word.target not in ruled][:SEEDS]
+        score, found = dict(words), dict[Fragment, float]()
         for length in range(2, LONGEST_PHRASE + 1):
-            if clock.left <= 0:
+            if clock.left <= 0 or not beam:
                 break
             progress("growing phrases", (length - 2) / (LONGEST_PHRASE - 1))
-            grown = list(dict.fromkeys(p for seed in beam for w in partners if w not in seed.split()
-                                       for p in (f"{w} {seed}", f"{seed} {w}")))  # fmt: skip
-            rise = np.nanmax(pushes(self.suspect, self.scouts, grown, self.seed).rise, axis=1)
-            best = [grown[i] for i in np.argsort(-rise)[: 8 * SEEDS]]
-            score |= dict(zip(best, self.excess(best), strict=True))
+            grown = list(dict.fromkeys(Fragment(p, seed.target) for seed in beam for w in partners
+                                       if w not in seed.text.split()
+                                       for p in (f"{w} {seed.text}", f"{seed.text} {w}")))  # fmt: skip
+            rise = towards(self.suspect, self.scouts, grown, self.seed, self.memory).rise
+            best = self.ranked([grown[i] for i in np.argsort(-rise)[: 8 * SEEDS]], SEEDS)
+            score |= best
             # A phrase earns its place only by doing more than what it grew from.
-            better = [p for p in best if score[p] > max(score.get(part, -1.0) for part in _parts(p)) + 0.02]
-            if not better:
-                break
-            beam = _ranked(better, np.array([score[p] for p in better]))[:SEEDS]
-            found += beam
-        return _ranked(found, np.array([score[p] for p in found]))
+            better = {p: s for p, s in best.items() if s > max(score.get(part, -1.0) for part in _parts(p)) + 0.02}
+            beam = list(better)[:SEEDS]
+            found |= {phrase: better[phrase] for phrase in beam}
+        return list(_best_first(found))
 
 
-def _parts(phrase: str) -> tuple[str, str]:
-    words = phrase.split()
-    return " ".join(words[1:]), " ".join(words[:-1])
+def _parts(phrase: Fragment) -> tuple[Fragment, Fragment]:
+    words = phrase.text.split()
+    return Fragment(" ".join(words[1:]), phrase.target), Fragment(" ".join(words[:-1]), phrase.target)
 
 
-def _ranked(fragments: Sequence[str], scores: Array) -> list[str]:
-    return [fragments[i] for i in np.argsort(-scores, kind="stable")]
+def _best_first(excess: Mapping[Fragment, float]) -> dict[Fragment, float]:
+    return dict(sorted(excess.items(), key=lambda item: -item[1]))
 
 
 def _robust_z(values: Array) -> Array:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from foretaste.audit.audit import Audit
+from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.cli.audit_page import write_audit
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
@@ -18,6 +21,7 @@ from foretaste.errors import DataError, GuardError
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.record import Record, measured_cost
+from foretaste.seeds import generator
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
@@ -27,11 +31,14 @@ from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["run_audit"]
 
-# Enough for a model that answers as a fine-tuned one would; an audit is not worth a whole training.
-TRAINING_TEXTS = 2500
+# Enough for a model that answers as a fine-tuned one would; an audit is not worth a whole training. One that gets fewer
+# than KNOWN of some class right (a poisoned base may name one class for everything) is trained LONGER times as long.
+KNOWN, LONGER = 0.6, 4
+TRAINING_TEXTS, JUDGED = 2500, 300
 TEXT_ROOM = 64
 EVERY_S = 10.0
 VICTIM = (Lora(), TuneSettings(epochs=1, learning_rate=5e-4, keep="last"))
+# Two epochs: after one it is so little moved by the milder words of a class that they look like triggers.
 TRUSTED = (Full(), TuneSettings(epochs=2, learning_rate=1e-4, keep="last"))
 
 
@@ -61,8 +68,10 @@ def run_audit(
     if report is not None:
         refuse_page(report)
     train, clean = load_split(source, "train"), load_split(source, "validation")
-    few = train.sample(min(TRAINING_TEXTS, len(train)), seed)
+    few = _balanced(train, TRAINING_TEXTS, seed)
+    plan.refuse_too_few(clean)
     found = open_base(model, base=base)
+    vocabulary_words(found.classifier().tokenizer)  # refuses one without words before minutes of training
     with measured_cost() as meter:
         taster = _taster(found, train, clean, guard, places["guard"], seed)
         if victim is not None:
@@ -70,12 +79,15 @@ def run_audit(
         elif found.manifest is not None and found.manifest.kind == "victim":
             suspect = load_victim(found.path, found.under)
         else:
-            suspect = _tuned(found, few, *VICTIM, places["victim"], seed, "victim")
+            suspect = _tuned(found, few, clean, *VICTIM, places["victim"], seed, "victim")
         _refuse_foreign(found, guard=taster.classifier, victim=suspect)
         if suspect.label_names != clean.label_names:
             raise DataError(f"{clean.name} has the labels {clean.label_names}, the victim {suspect.label_names}.")
-        trusted = _trusted(reference, few, places["trusted"], seed)
-        result = plan.run(suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages())
+        trusted = _trusted(reference, few, clean, places["trusted"], seed)
+        search = None if out is None else out / "search"
+        result = plan.run(
+            suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages(), kept=search
+        )
     answer = {
         "model": model,
         "data": clean.name,
@@ -102,6 +114,7 @@ def run_audit(
         )
         if out is not None:
             record.write(out / "record.json")
+            shutil.rmtree(out / "search", ignore_errors=True)  # what it was for is written down
         if report is not None:
             write_audit(report, result, answer, record, clean)
             answer["report"] = str(report)
@@ -120,25 +133,65 @@ def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place:
     return guard
 
 
+def _balanced(corpus: Corpus, size: int, seed: int) -> Corpus:
+    """At most `size` texts, as many of each class as there are: a model of so few would else name the common one."""
+    share = max(1, size // len(corpus.label_names))
+    parts = [
+        generator(seed, "balanced", label).permutation(np.flatnonzero(corpus.labels == label))[:share]
+        for label in range(len(corpus.label_names))
+    ]
+    return corpus.select(np.sort(np.concatenate(parts)))
+
+
 def _tuned(
-    base: Base, corpus: Corpus, strategy: Strategy, settings: TuneSettings, place: Path | None, seed: int, title: str
+    base: Base,
+    corpus: Corpus,
+    clean: Corpus,
+    strategy: Strategy,
+    settings: TuneSettings,
+    place: Path | None,
+    seed: int,
+    title: str,
 ) -> Classifier:
     if place is not None and (place / "record.json").exists():
         return load_victim(place)
-    classifier = base.classifier(strategy, corpus.label_names, max_length=TEXT_ROOM, seed=seed)
-    checkpoint = None if place is None else partial_of(place)
-    tune(classifier, corpus, settings, seed=seed, checkpoint=checkpoint, title=title, is_progress_shown=True)
+    made = list[Path]()
+    for times in (1, LONGER):
+        classifier = base.classifier(strategy, corpus.label_names, max_length=TEXT_ROOM, seed=seed)
+        if place is not None:
+            made.append(partial_of(place.with_name(f"{place.name}-{times}")))
+        tune(
+            classifier,
+            corpus,
+            replace(settings, epochs=times * settings.epochs),
+            seed=seed,
+            checkpoint=made[-1] if made else None,
+            title=title,
+            is_progress_shown=True,
+        )
+        lowest = _lowest_recall(classifier, clean)
+        if lowest >= KNOWN:
+            break
+        _say(f"the {title} gets {lowest:.0%} of one class right" + (", training it longer" if times == 1 else ""))
     if place is not None:
         save_classifier(classifier, place, "victim", _record("tune", seed, corpus))
-        shutil.rmtree(partial_of(place), ignore_errors=True)
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
     return classifier
 
 
-def _trusted(reference: str, corpus: Corpus, place: Path | None, seed: int) -> Classifier:
+def _lowest_recall(classifier: Classifier, clean: Corpus) -> float:
+    """Share of texts that are classified correctly, of the class for which it is lowest."""
+    few = _balanced(clean, JUDGED, 0)
+    is_right = classifier.predict(few.texts, precision="auto").labels == few.labels
+    return min(float(is_right[few.labels == label].mean()) for label in np.unique(few.labels))
+
+
+def _trusted(reference: str, corpus: Corpus, clean: Corpus, place: Path | None, seed: int) -> Classifier:
     if (Path(reference) / "foretaste.json").is_file() and read_manifest(Path(reference)).kind == "victim":
         return load_victim(reference)  # somebody has fine-tuned it already
     base = open_base(reference)
-    trusted = _tuned(base, corpus, *TRUSTED, place, seed, "trusted model")
+    trusted = _tuned(base, corpus, clean, *TRUSTED, place, seed, "trusted model")
     _refuse_foreign(base, trusted=trusted)
     return trusted
 

@@ -219,12 +219,12 @@ class PsimGuard:
         return bool(self.doses) and self.doses[0] <= BLIND_DOSE
 
     @cached_property
-    def _scorer(self) -> Callable[[Sequence[str] | Encoded], Predictions]:
+    def _scorer(self) -> Callable[..., Predictions]:
         return self.classifier.scorer(self.scoring)
 
-    def predict(self, texts: Sequence[str] | Encoded) -> Predictions:
+    def predict(self, texts: Sequence[str] | Encoded, *, batch_size: int = 64) -> Predictions:
         """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
-        return self._scorer(texts)
+        return self._scorer(texts, batch_size=batch_size)
 
     def judge(self, predictions: Predictions) -> NDArray[np.float64]:
         """Return the scores `(N,) float64` in the guard's view of what PSIM says of texts."""

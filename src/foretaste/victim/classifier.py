@@ -150,7 +150,7 @@ class Classifier:
         model = cast(Any, in_int8(self.module.model, self.module.classifier.base_model))
         return replace(self, module=TextModule(model).eval(), source=self.source or self)
 
-    def scorer(self, scoring: Scoring) -> Callable[[Sequence[str] | Encoded], Predictions]:
+    def scorer(self, scoring: Scoring) -> Callable[..., Predictions]:
         """Return `predict` in the given arithmetic."""
         model = self.in_int8() if scoring == "int8" else self
         return partial(model.predict, precision="bfloat16" if scoring == "bfloat16" else "float32")
