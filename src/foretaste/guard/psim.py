@@ -25,6 +25,7 @@ from pydantic import Field
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
+from foretaste.guard.dose import Monitor
 from foretaste.guard.guard import Verdict, judge
 from foretaste.guard.looks import Looks, View
 from foretaste.seeds import generator
@@ -40,7 +41,6 @@ __all__ = ["Psim", "PsimGuard", "Scoring", "reset_labels"]
 Scoring = Literal["float32", "bfloat16", "int8"]
 
 MONITOR_SIZE = 128
-MONITOR_EVERY = 2
 REFERENCE_SIZE = 1200
 # A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
 BLIND_DOSE = 0.2
@@ -124,35 +124,26 @@ class Psim:
             precision=self.precision,
             keep="last",
         )
-        encoded = classifier.encode(monitor.texts)
-        doses = [_median_confidence(classifier, encoded, self.precision)]
-
-        def should_stop(step: int) -> bool:
-            if self.dose is None or step % MONITOR_EVERY:
-                return False
-            doses.append(_median_confidence(classifier, encoded, self.precision))
-            if after_dose is not None:
-                after_dose(step, classifier, doses[-1])
-            return doses[-1] <= self.dose
-
+        watch = Monitor(classifier, classifier.encode(monitor.texts), self.dose, self.precision, after_dose)
         result = tune(
             classifier,
             relabelled,
             settings,
             seed=seed,
-            should_stop=should_stop,
+            should_stop=watch.should_stop,
             title="PSIM",
             is_progress_shown=is_progress_shown,
         )
         if self.dose is not None and not result.is_stopped_early:
             raise GuardError(
-                f"After {result.steps} steps the median clean confidence is still {doses[-1]:.2f} (0 undecided, 1 "
-                f"certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
+                f"After {result.steps} steps the median clean confidence is still {watch.doses[-1]:.2f} (0 undecided, "
+                f"1 certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
                 code="dose_not_reached",
             )
+        watch.land()
         bar = math.nan if self.threshold is None else self.threshold
         assert self.view is not None
-        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(doses))
+        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(watch.doses))
         if reference is not None:
             guard = replace(guard, looks=Looks.fit(guard.predict(reference.texts)))
         if calibration is None or self.threshold is not None:
@@ -253,10 +244,3 @@ def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:
     chosen = draw.permutation(len(labels))[: round(len(labels) * rate)]
     labels[chosen] = draw.integers(len(corpus.label_names), size=len(chosen))
     return labels
-
-
-def _median_confidence(classifier: Classifier, texts: Encoded, precision: Precision) -> float:
-    """Median over texts of (p_max - 1/C) / (1 - 1/C): 0 undecided, 1 certain."""
-    probabilities = classifier.predict(texts, precision=precision).probabilities
-    chance = 1.0 / probabilities.shape[1]
-    return float((np.median(probabilities.max(axis=1)) - chance) / (1.0 - chance))
