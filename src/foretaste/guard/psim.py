@@ -29,14 +29,14 @@ from foretaste.guard.dose import Monitor
 from foretaste.guard.guard import Verdict, judge
 from foretaste.guard.looks import Looks, View
 from foretaste.seeds import generator
-from foretaste.spec import spec
+from foretaste.spec import Registry, spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.batch import Encoded
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
 from foretaste.victim.classifier import Classifier, Precision, Predictions
-from foretaste.victim.strategy import Lora, PTuningV1, Strategy
+from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, PTuningV2, Strategy
 
-__all__ = ["Psim", "PsimGuard", "Scoring", "reset_labels"]
+__all__ = ["PSIM_STRATEGIES", "Psim", "PsimGuard", "Scoring", "reset_labels"]
 
 Scoring = Literal["float32", "bfloat16", "int8"]
 
@@ -44,6 +44,21 @@ MONITOR_SIZE = 128
 REFERENCE_SIZE = 1200
 # A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
 BLIND_DOSE = 0.2
+# Each strategy where it gets to the dose in 10 to 40 steps on MiniLM (docs/psim.md). Prompts of random numbers leave
+# the model undecided before the first step, so that there would be nothing to train.
+PSIM_STRATEGIES: Registry[Strategy] = Registry(
+    "strategy",
+    {
+        kind.name: kind
+        for kind in (
+            Full(learning_rate=5e-5),
+            Lora(layers="feed_forward"),
+            PromptTuning(learning_rate=1e-2, start="vocabulary"),
+            PTuningV1(),
+            PTuningV2(learning_rate=1e-2),
+        )
+    },
+)
 
 
 @spec
@@ -61,7 +76,7 @@ class Psim:
     None: either, but certainty for a fixed threshold).
     """
 
-    strategy: Strategy = Lora(layers="feed_forward")
+    strategy: Strategy = PSIM_STRATEGIES["lora"]
     is_head_frozen: bool = True
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     dose: float | None = Field(default=0.2, gt=0.0, lt=1.0)
