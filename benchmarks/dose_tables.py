@@ -13,7 +13,6 @@ from itertools import product
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from dose_study import DOSES, DRAWS, FOLLOWED, VIEWS, WAYS
 
 matplotlib.use("Agg")
@@ -60,19 +59,21 @@ def row(*cells: object) -> str:
 def plot(store: Path, out: Path) -> None:
     """Draw how the dose falls, step by step, for every way: one line per base and draw."""
     ways = [way for way in WAYS if any(store.glob(f"{way}-*-[0-9]/record.json"))]
-    figure, axes = pyplot.subplots(1, len(ways), figsize=(2.6 * len(ways), 2.9), sharey=True, layout="constrained")
-    for axis, way in zip(np.atleast_1d(axes), ways, strict=True):
+    figure, grid = pyplot.subplots(2, 3, figsize=(9.6, 5.4), sharex=True, sharey=True, layout="constrained")
+    axes = grid.ravel()[: len(ways)]
+    for axis, way in zip(axes, ways, strict=True):
         for base, colour in zip(FOLLOWED, COLOURS, strict=True):
             for number, path in enumerate(sorted(store.glob(f"{way}-{base}-[0-9]/record.json"))):
                 steps, doses = zip(*json.loads(path.read_text())["curve"], strict=True)
                 axis.plot(steps, doses, color=colour, linewidth=1.1, label=None if number else base)
         axis.axhline(0.2, color="0.3", linewidth=0.8, linestyle="--")
-        axis.set(title=way, xlabel="step", xlim=(0, 42), ylim=(0, 1))
+        axis.set(title=way, xlim=(0, 42), ylim=(0, 1))
         axis.spines[["top", "right"]].set_visible(False)
-    np.atleast_1d(axes)[0].set_ylabel("dose (median clean confidence)")
-    handles = {
-        text: line for axis in np.atleast_1d(axes) for line, text in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    figure.supylabel("dose (median clean confidence)")
+    for empty in grid.ravel()[len(ways) :]:
+        empty.set_axis_off()
+    handles = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.supxlabel("step")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(out, dpi=130)
 
