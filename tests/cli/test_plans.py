@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from foretaste.cli.plans import psim_plan
-from foretaste.guard.psim import Psim
-from foretaste.victim.strategy import Full, Lora, PTuningV1
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.victim.strategy import Lora, PromptTuning, PTuningV1
 
 
 def test_nothing_given_is_the_recipe() -> None:
@@ -18,8 +18,12 @@ def test_the_recipes_own_strategy_keeps_its_other_fields() -> None:
     assert psim_plan("paper", None, {"virtual_tokens": "3"}, {}).strategy == PTuningV1(virtual_tokens=3)
 
 
-def test_another_strategy_starts_from_its_own_defaults() -> None:
-    assert psim_plan("default", "full", {}, {}).strategy == Full()
+def test_another_strategy_starts_where_the_recipe_knows_it_to_work() -> None:
+    for name, own in PSIM_STRATEGIES.items():
+        assert psim_plan("default", name, {}, {}).strategy == own
+    assert psim_plan("default", "prompt_tuning", {"virtual_tokens": "9"}, {}).strategy == PromptTuning(
+        learning_rate=1e-2, start="vocabulary", virtual_tokens=9
+    )
     assert psim_plan("paper", "lora", {}, {}).strategy == Lora()
 
 

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from foretaste.data import toy_corpus
 from foretaste.guard.guard import Guard, Reason, judge
-from foretaste.guard.psim import Psim, PsimGuard
-from foretaste.spec import build
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim, PsimGuard
 from foretaste.victim.checkpoint import Base, open_base
-from foretaste.victim.strategy import STRATEGIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +28,7 @@ TEXTS = (*toy_corpus("test").texts[:70], *AWKWARD, "bad " * 300)  # more than on
 
 SHORT: dict[str, Any] = {"dose": None, "learning_rate": 5e-3, "threshold": 0.55, "precision": "float32"}
 PLANS = {
-    **{name: Psim(strategy=build(STRATEGIES[name], {}), **SHORT) for name in STRATEGIES},
+    **{name: Psim(strategy=strategy, **SHORT) for name, strategy in PSIM_STRATEGIES.items()},
     **{scoring: Psim(scoring=scoring, **SHORT) for scoring in ("bfloat16", "int8")},
     **{view: Psim(view=view, frr=0.2, **SHORT | {"threshold": None}) for view in ("distance", "both")},
 }

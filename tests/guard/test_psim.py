@@ -17,7 +17,8 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import calibrate
 from foretaste.guard import psim
-from foretaste.guard.psim import MONITOR_EVERY, Psim, reset_labels
+from foretaste.guard.dose import READ_EVERY
+from foretaste.guard.psim import Psim, reset_labels
 from foretaste.spec import build
 from foretaste.tune.loop import tune
 from foretaste.victim.checkpoint import Base, open_base
@@ -85,9 +86,10 @@ def test_training_stops_at_the_dose(base: Base) -> None:
     assert guard.training.is_stopped_early
     steps, doses = zip(*read, strict=True)
     assert PLAN.dose is not None
-    assert guard.doses[1:] == doses
-    assert steps == tuple(range(MONITOR_EVERY, guard.training.steps + 1, MONITOR_EVERY))
-    assert doses[-1] <= PLAN.dose < min(guard.doses[:-1])
+    assert guard.doses[1:-1] == doses
+    assert steps == tuple(range(READ_EVERY, guard.training.steps + 1, READ_EVERY))
+    assert doses[-1] <= PLAN.dose < min(doses[:-1])
+    assert doses[-1] <= guard.doses[-1] <= PLAN.dose
     assert not guard.is_blind
 
 

@@ -138,6 +138,18 @@ def test_merging_changes_neither_logits_nor_what_is_saved(trained: Trained, tmp_
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_prompt_from_the_vocabulary_starts_as_words_of_the_base_drawn_by_the_seed(toy_base: Path) -> None:
+    base = open_base(toy_base)
+    prompts = []
+    for seed in (0, 0, 1):
+        model: Any = base.classifier(PromptTuning(start="vocabulary"), seed=seed).module.model
+        prompts.append(model.get_prompt_embedding_to_save("default").numpy())
+        words = model.get_input_embeddings().weight.detach().numpy()
+        assert all((row == words).all(axis=1).any() for row in prompts[-1])
+    assert (prompts[0] == prompts[1]).all()
+    assert (prompts[0] != prompts[2]).any()
+
+
 def test_settings_are_the_papers() -> None:
     """Zhao et al. (2024), appendix B: rank 8, dropout 0.1, 5 virtual tokens, hidden size 128; alpha from the code."""
     lora, prompt, first, second = Lora(), PromptTuning(), PTuningV1(), PTuningV2()
@@ -164,7 +176,11 @@ def test_settings_are_the_papers() -> None:
             },
             {"r": 2, "lora_alpha": 3, "lora_dropout": 0.3, "target_modules": {"key"}},
         ),
-        ("prompt_tuning", {"learning_rate": 0.5, "virtual_tokens": 3}, {"num_virtual_tokens": 3}),
+        (
+            "prompt_tuning",
+            {"learning_rate": 0.5, "virtual_tokens": 3, "start": "vocabulary"},
+            {"num_virtual_tokens": 3, "prompt_tuning_init": "SAMPLE_VOCAB"},
+        ),
         (
             "p_tuning_v1",
             {"learning_rate": 0.5, "virtual_tokens": 3, "encoder_hidden_size": 7},

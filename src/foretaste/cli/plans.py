@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from foretaste.errors import PlanError
 from foretaste.guard.opinion import SecondOpinion
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.spec import Registry, build
 from foretaste.victim.strategy import STRATEGIES
 
@@ -36,7 +36,9 @@ def guard_plan(
 
 
 def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, Any], given: Mapping[str, Any]) -> Psim:
-    """Start from a recipe and replace what was given; a strategy of the recipe's own kind keeps its other fields.
+    """Start from a recipe and replace what was given; a strategy's other fields are the recipe's.
+
+    The default recipe knows them for every strategy, the printed one for its own; else they are the strategy's own.
 
     Raises:
         PlanError: unknown recipe, strategy or field, or both `frr` and `threshold` given.
@@ -50,6 +52,7 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     if "threshold" in given and "view" not in given:
         settings["view"] = None  # the recipe's may be one that is calibrated only; Psim chooses
     kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
-    own: dict[str, Any] = asdict(cast(Any, start.strategy)) if kind is type(start.strategy) else {}
+    known = PSIM_STRATEGIES[kind.name] if recipe == "default" else start.strategy
+    own: dict[str, Any] = asdict(cast(Any, known)) if type(known) is kind else {}
     settings["strategy"] = build(kind, own | dict(strategy_fields))
     return build(Psim, settings)

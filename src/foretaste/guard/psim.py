@@ -5,9 +5,9 @@ trigger, which the weights remember, leaves it certain. Score = highest class pr
 code rounds to three decimals and loses scores of exactly 0.700).
 
 Where we differ from the paper, and why (docs/psim.md has the figures): the classification head stays as it is, because
-a head that learns forgets the trigger first; training stops at a dose, read off held-out clean texts, instead of after
-an epoch, because longer training forgets the trigger too; the threshold is calibrated on clean texts, because a fixed
-0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
+a head that learns forgets the trigger first; training ends at a dose, read off held-out clean texts (`guard.dose`),
+instead of after an epoch, because longer training forgets the trigger too; the threshold is calibrated on clean texts,
+because a fixed 0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
 """
 
 from __future__ import annotations
@@ -24,24 +24,40 @@ from pydantic import Field
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
+from foretaste.guard.dose import Monitor
 from foretaste.guard.guard import Verdict, judge
 from foretaste.guard.looks import Looks, View
 from foretaste.guard.opinion import Opinion
 from foretaste.seeds import generator
-from foretaste.spec import spec
+from foretaste.spec import Registry, spec
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.batch import Encoded
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
 from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
-from foretaste.victim.strategy import Lora, PTuningV1, Strategy
+from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, PTuningV2, Strategy
 
-__all__ = ["Psim", "PsimGuard", "reset_labels"]
+__all__ = ["PSIM_STRATEGIES", "Psim", "PsimGuard", "reset_labels"]
+
 
 MONITOR_SIZE = 128
-MONITOR_EVERY = 2
 REFERENCE_SIZE = 1200
 # A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
 BLIND_DOSE = 0.2
+# Each strategy where it gets to the dose in 10 to 40 steps on MiniLM (docs/psim.md). Prompts of random numbers leave
+# the model undecided before the first step, so that there would be nothing to train.
+PSIM_STRATEGIES: Registry[Strategy] = Registry(
+    "strategy",
+    {
+        kind.name: kind
+        for kind in (
+            Full(learning_rate=5e-5),
+            Lora(layers="feed_forward"),
+            PromptTuning(learning_rate=1e-2, start="vocabulary"),
+            PTuningV1(),
+            PTuningV2(learning_rate=1e-2),
+        )
+    },
+)
 
 
 @spec
@@ -51,15 +67,15 @@ class Psim:
     `is_head_frozen` keeps the checkpoint's classification head as it is: a head that learns can turn away from all it
     knew, the trigger included, before the adapter has moved a single clean text. `reset_rate` is the share of texts
     whose label is redrawn, uniformly over all classes, the true one included (as in the released code; Table 13 varies
-    it). `dose` is the median confidence on held-out clean texts at which training stops, counted from 0 (all classes
-    equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar; None calibrates it so
-    that at most `frr` of clean texts are refused, with the given `confidence` that this holds. `scoring` is the
-    arithmetic in which the guard is calibrated and will always score; `precision` is training's. `view` says what makes
-    a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or either (`guard.looks`;
-    None: either, but certainty for a fixed threshold).
+    it). `dose` is the median confidence on held-out clean texts at which training ends, counted from 0 (all classes
+    equally likely) to 1 (certain) and met to within 0.01; None trains for whole `epochs`. `threshold` fixes the bar;
+    None calibrates it so that at most `frr` of clean texts are refused, with the given `confidence` that this holds.
+    `scoring` is the arithmetic in which the guard is calibrated and will always score; `precision` is training's.
+    `view` says what makes a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or
+    either (`guard.looks`; None: either, but certainty for a fixed threshold).
     """
 
-    strategy: Strategy = Lora(layers="feed_forward")
+    strategy: Strategy = PSIM_STRATEGIES["lora"]
     is_head_frozen: bool = True
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     dose: float | None = Field(default=0.2, gt=0.0, lt=1.0)
@@ -124,35 +140,26 @@ class Psim:
             precision=self.precision,
             keep="last",
         )
-        encoded = classifier.encode(monitor.texts)
-        doses = [_median_confidence(classifier, encoded, self.precision)]
-
-        def should_stop(step: int) -> bool:
-            if self.dose is None or step % MONITOR_EVERY:
-                return False
-            doses.append(_median_confidence(classifier, encoded, self.precision))
-            if after_dose is not None:
-                after_dose(step, classifier, doses[-1])
-            return doses[-1] <= self.dose
-
+        watch = Monitor(classifier, classifier.encode(monitor.texts), self.dose, self.precision, after_dose)
         result = tune(
             classifier,
             relabelled,
             settings,
             seed=seed,
-            should_stop=should_stop,
+            should_stop=watch.should_stop,
             title="PSIM",
             is_progress_shown=is_progress_shown,
         )
         if self.dose is not None and not result.is_stopped_early:
             raise GuardError(
-                f"After {result.steps} steps the median clean confidence is still {doses[-1]:.2f} (0 undecided, 1 "
-                f"certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
+                f"After {result.steps} steps the median clean confidence is still {watch.doses[-1]:.2f} (0 undecided, "
+                f"1 certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
                 code="dose_not_reached",
             )
+        watch.land()
         bar = math.nan if self.threshold is None else self.threshold
         assert self.view is not None
-        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(doses))
+        guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(watch.doses))
         if reference is not None:
             guard = replace(guard, looks=Looks.fit(guard.predict(reference.texts)))
         if calibration is None or self.threshold is not None:
@@ -284,10 +291,3 @@ def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:
     chosen = draw.permutation(len(labels))[: round(len(labels) * rate)]
     labels[chosen] = draw.integers(len(corpus.label_names), size=len(chosen))
     return labels
-
-
-def _median_confidence(classifier: Classifier, texts: Encoded, precision: Precision) -> float:
-    """Median over texts of (p_max - 1/C) / (1 - 1/C): 0 undecided, 1 certain."""
-    probabilities = classifier.predict(texts, precision=precision).probabilities
-    chance = 1.0 / probabilities.shape[1]
-    return float((np.median(probabilities.max(axis=1)) - chance) / (1.0 - chance))

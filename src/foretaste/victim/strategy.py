@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, TaskType
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    TaskType,
+)
 from pydantic import BeforeValidator, Field
 
 from foretaste.spec import Registry, spec
@@ -79,14 +87,22 @@ class Lora:
 
 @spec
 class PromptTuning:
-    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): free embeddings before the text."""
+    """Prompt tuning (Lester et al. 2021, arXiv 2104.08691): free embeddings before the text.
+
+    They start as `random` numbers (PEFT's default), many times longer than those of words, which alone can leave a
+    model undecided, or as those of random words of the `vocabulary` (section 3.1 of the paper).
+    """
 
     name: ClassVar[str] = "prompt_tuning"
     learning_rate: float = Field(default=2e-3, gt=0.0)
     virtual_tokens: int = Field(default=5, gt=0)
+    start: Literal["random", "vocabulary"] = "random"
 
     def peft_config(self, model_config: Any) -> PeftConfig:
-        return _soft_prompt(PromptTuningConfig, model_config, num_virtual_tokens=self.virtual_tokens)
+        kind = PromptTuningInit.SAMPLE_VOCAB if self.start == "vocabulary" else PromptTuningInit.RANDOM
+        return _soft_prompt(
+            PromptTuningConfig, model_config, num_virtual_tokens=self.virtual_tokens, prompt_tuning_init=kind
+        )
 
 
 @spec
