@@ -69,11 +69,11 @@ class Psim:
     knew, the trigger included, before the adapter has moved a single clean text. `reset_rate` is the share of texts
     whose label is redrawn, uniformly over all classes, the true one included (as in the released code; Table 13 varies
     it). `dose` is the median confidence on held-out clean texts at which training ends, counted from 0 (all classes
-    equally likely) to 1 (certain) and met to within 0.01; None trains for whole `epochs`. `threshold` fixes the bar; None calibrates it so
-    that at most `frr` of clean texts are refused, with the given `confidence` that this holds. `scoring` is the
-    arithmetic in which the guard is calibrated and will always score; `precision` is training's. `view` says what makes
-    a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or either (`guard.looks`;
-    None: either, but certainty for a fixed threshold).
+    equally likely) to 1 (certain) and met to within 0.01; None trains for whole `epochs`. `threshold` fixes the bar;
+    None calibrates it so that at most `frr` of clean texts are refused, with the given `confidence` that this holds.
+    `scoring` is the arithmetic in which the guard is calibrated and will always score; `precision` is training's.
+    `view` says what makes a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or
+    either (`guard.looks`; None: either, but certainty for a fixed threshold).
     """
 
     strategy: Strategy = PSIM_STRATEGIES["lora"]
