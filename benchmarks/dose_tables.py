@@ -69,11 +69,12 @@ def plot(store: Path, out: Path) -> None:
         axis.axhline(0.2, color="0.3", linewidth=0.8, linestyle="--")
         axis.set(title=way, xlim=(0, 42), ylim=(0, 1))
         axis.spines[["top", "right"]].set_visible(False)
+    for axis in grid[-1]:
+        axis.set_xlabel("step")
     figure.supylabel("dose (median clean confidence)")
     for empty in grid.ravel()[len(ways) :]:
         empty.set_axis_off()
     handles = {text: line for axis in axes for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.supxlabel("step")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
     figure.savefig(out, dpi=130)
 

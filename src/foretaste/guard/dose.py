@@ -63,8 +63,9 @@ class Monitor:
         for _ in range(LANDING_READINGS):
             if self._wanted - below[1] <= TOLERANCE:
                 break
-            # A straight line between the two; kept off the ends, where the curve's bend would stall it.
-            slope = (above[1] - self._wanted) / (above[1] - below[1])
+            # A straight line, aimed at the middle of what is allowed; kept off the ends, where the curve's bend would
+            # stall it.
+            slope = (above[1] - self._wanted + TOLERANCE / 2) / (above[1] - below[1])
             share = above[0] + (below[0] - above[0]) * min(0.9, max(0.1, slope))
             self._go(share)
             dose = self._read()
