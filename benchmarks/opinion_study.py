@@ -155,7 +155,7 @@ def _judge(scores: Scores, said: dict[str, Predictions], clean: Corpus, target: 
 
 def run(store: Path, bases: Path, part: int, parts: int) -> None:
     """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
-    cells = [(name, seed) for seed in SEEDS for name in NAMES]
+    cells = [(name, seed) for name in NAMES for seed in SEEDS]
     for name, seed in cells[part::parts]:
         path = store / f"{name}-{seed}.json"
         home = (store if name in (SYNTAX, FLOOR) else bases) / f"models-{name}-{seed}"

@@ -1,4 +1,4 @@
-"""The dose: read while PSIM trains, and met on the line between two readings."""
+"""The dose: read while PSIM trains, until it is low enough."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from foretaste.data import toy_corpus
-from foretaste.guard import dose as dose_module
-from foretaste.guard.dose import READ_EVERY, TOLERANCE, Monitor
+from foretaste.guard.dose import READ_EVERY, Monitor
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Lora
@@ -33,43 +32,22 @@ def _shrink_head(classifier: Classifier, share: float) -> None:
             parameter.mul_(share)
 
 
-@pytest.mark.parametrize("wanted", [0.02, 0.1, 0.3])
-def test_a_step_too_far_is_taken_back_to_the_dose(classifier: Classifier, wanted: float) -> None:
-    watch = Monitor(classifier, classifier.encode(TEXTS), wanted, "float32")
+def test_training_stops_at_the_first_reading_that_is_low_enough(classifier: Classifier) -> None:
+    seen: list[tuple[int, float]] = []
+    watch = Monitor(
+        classifier, classifier.encode(TEXTS), 0.1, "float32", lambda step, _, dose: seen.append((step, dose))
+    )
     _shrink_head(classifier, 0.9)
     assert not watch.should_stop(READ_EVERY)
     _shrink_head(classifier, 0.0)
+    assert not watch.should_stop(READ_EVERY + 1)
     assert watch.should_stop(2 * READ_EVERY)
-    assert watch.doses[0] > watch.doses[1] > wanted > watch.doses[2] == pytest.approx(0.0, abs=1e-6)
-    watch.land()
-    assert wanted - TOLERANCE <= watch.doses[-1] <= wanted
-    again = Monitor(classifier, classifier.encode(TEXTS), wanted, "float32")
-    assert again.doses == [watch.doses[-1]]  # the weights are those at which the dose was read
-
-
-def test_a_dose_met_at_a_step_is_left_as_it_is(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Monitor(classifier, classifier.encode(TEXTS), 0.2, "float32")
-    _shrink_head(classifier, 0.0)
-    assert watch.should_stop(READ_EVERY)
-    monkeypatch.setattr(dose_module, "TOLERANCE", 0.5)
-    watch.land()
-    assert watch.doses[-1] == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_base_below_the_dose_from_the_start_stays_where_training_stopped(classifier: Classifier) -> None:
-    _shrink_head(classifier, 0.0)
-    watch = Monitor(classifier, classifier.encode(TEXTS), 0.2, "float32")
-    assert watch.should_stop(READ_EVERY)
-    before = {name: p.clone() for name, p in classifier.trainable.items()}
-    watch.land()
-    assert len(watch.doses) == 2
-    assert all(torch.equal(before[name], p) for name, p in classifier.trainable.items())
+    assert watch.doses[0] > watch.doses[1] > 0.1 > watch.doses[2] == pytest.approx(0.0, abs=1e-6)
+    assert seen == [(READ_EVERY, watch.doses[1]), (2 * READ_EVERY, watch.doses[2])]
 
 
 def test_without_a_dose_nothing_stops_and_nothing_is_read(classifier: Classifier) -> None:
     watch = Monitor(classifier, classifier.encode(TEXTS), None, "float32")
     _shrink_head(classifier, 0.0)
     assert not watch.should_stop(READ_EVERY)
-    watch.land()
     assert len(watch.doses) == 1
-    assert all(not p.any() for p in classifier.module.head.parameters() if p.requires_grad)

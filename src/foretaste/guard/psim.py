@@ -5,7 +5,7 @@ trigger, which the weights remember, leaves it certain. Score = highest class pr
 code rounds to three decimals and loses scores of exactly 0.700).
 
 Where we differ from the paper, and why (docs/psim.md has the figures): the classification head stays as it is, because
-a head that learns forgets the trigger first; training ends at a dose, read off held-out clean texts (`guard.dose`),
+a head that learns forgets the trigger first; training stops at a dose, read off held-out clean texts (`guard.dose`),
 instead of after an epoch, because longer training forgets the trigger too; the threshold is calibrated on clean texts,
 because a fixed 0.7 fits one model and one dose only. `Psim.paper()` keeps the printed recipe.
 """
@@ -68,7 +68,7 @@ class Psim:
     knew, the trigger included, before the adapter has moved a single clean text. `reset_rate` is the share of texts
     whose label is redrawn, uniformly over all classes, the true one included (as in the released code; Table 13 varies
     it). `dose` is the median confidence on held-out clean texts at which training ends, counted from 0 (all classes
-    equally likely) to 1 (certain) and met to within 0.01; None trains for whole `epochs`. `threshold` fixes the bar;
+    equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar;
     None calibrates it so that at most `frr` of clean texts are refused, with the given `confidence` that this holds.
     `scoring` is the arithmetic in which the guard is calibrated and will always score; `precision` is training's.
     `view` says what makes a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or
@@ -156,7 +156,6 @@ class Psim:
                 f"1 certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
                 code="dose_not_reached",
             )
-        watch.land()
         bar = math.nan if self.threshold is None else self.threshold
         assert self.view is not None
         guard = PsimGuard(classifier.merge(), bar, None, self.scoring, self.view, None, result, tuple(watch.doses))
