@@ -22,7 +22,7 @@ COLOURS = ("#0072b2", "#009e73", "#56b4e9", "#d55e00", "#e69f00")  # Okabe and I
 
 
 def table(store: Path) -> None:
-    """Print the tables of docs/dose.md."""
+    """Print the tables of docs/psim.md."""
     records = {path.parent.name: json.loads(path.read_text()) for path in sorted(store.glob("*/record.json"))}
     _say("FAR in per cent at 1 % FRR (validation split) for each draw: confidence; distance; both.\n")
     _say(row("way", "base", "steps", *(f"dose {dose}" for dose in DOSES)))
@@ -38,7 +38,7 @@ def table(store: Path) -> None:
             cells.append("; ".join(" ".join(view) for view in views) if views[0] else "not reached")
         _say(row(way, base, " ".join(steps), *cells))
     _say("\nThe default on the test split, per cent unless AUROC.\n")
-    _say(row("base", "draw", "last dose, landed", "AUROC", "FAR at 1 % FRR", "FRR", "FAR", "more texts: FRR", "FAR"))
+    _say(row("base", "draw", "last doses", "AUROC", "FAR at 1 % FRR", "FRR", "FAR", "more texts: FRR", "FAR"))
     _say(row(*["---"] * 9))
     for name, record in records.items():
         if name.startswith("test-"):

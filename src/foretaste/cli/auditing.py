@@ -14,6 +14,7 @@ import numpy as np
 from foretaste.audit.audit import Audit
 from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.cli.audit_page import write_audit
+from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
@@ -26,7 +27,6 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["run_audit"]
@@ -188,9 +188,9 @@ def _lowest_recall(classifier: Classifier, clean: Corpus) -> float:
 
 
 def _trusted(reference: str, corpus: Corpus, clean: Corpus, place: Path | None, seed: int) -> Classifier:
-    if (Path(reference) / "foretaste.json").is_file() and read_manifest(Path(reference)).kind == "victim":
-        return load_victim(reference)  # somebody has fine-tuned it already
-    base = open_base(reference)
+    base = open_trusted(reference)
+    if isinstance(base, Classifier):
+        return base
     trusted = _tuned(base, corpus, clean, *TRUSTED, place, seed, "trusted model")
     _refuse_foreign(base, trusted=trusted)
     return trusted
