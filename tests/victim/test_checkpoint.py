@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foretaste.errors import ModelError
+from foretaste.record import Record
 from foretaste.victim import source
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import fingerprint, open_base
 from foretaste.victim.strategy import Lora, PTuningV1
 from foretaste.victim.toy import write_toy_checkpoint
@@ -278,6 +280,19 @@ def test_a_minilm_that_is_not_installed_says_how_to_install_it(monkeypatch: pyte
 @pytest.mark.real
 def test_the_installed_minilm_is_the_known_one() -> None:
     assert open_base("minilm").config.hidden_size == 384
+
+
+def test_the_first_three_layers_of_minilm_are_a_checkpoint_of_their_own(tmp_path: Path) -> None:
+    whole, half = open_base("minilm"), open_base("minilm-l3")
+    assert (whole.config.num_hidden_layers, half.config.num_hidden_layers) == (6, 3)
+    victim = half.classifier(Lora())
+    assert victim.base_fingerprint != whole.classifier().base_fingerprint
+    save_classifier(
+        victim, tmp_path / "victim", "victim", Record.now("tune", settings={}, seeds={"root": 0}, outcome={})
+    )
+    loaded = load_victim(tmp_path / "victim")
+    assert loaded.base_location == "minilm-l3"
+    assert loaded.module.classifier.config.num_hidden_layers == 3
 
 
 def _mark(path: Path) -> str:

@@ -189,8 +189,8 @@ def guard(
         )
         made = [] if result["steps"] is None else [f"PSIM after {result['steps']} steps"]
         made += [
-            f"second opinion of {model['model']} (accuracy {model['accuracy']:.1%}; costs {model['cost']:.0%} of "
+            f"second opinion of {found['model']} (accuracy {found['accuracy']:.1%}; costs {found['cost']:.0%} of "
             "the victim's time)"
-            for model in result["trusted"]
+            for found in result["trusted"]
         ]
         answer(result, f"{out}: {', '.join(made)}, threshold {result['threshold']:.4f}: {promise}")

@@ -133,9 +133,9 @@ class OpinionGuard:
 class SecondOpinion:
     """How trusted models are fine-tuned, and how a guard made of them is calibrated (as in `Psim`)."""
 
-    epochs: int = Field(default=3, gt=0)
+    epochs: int = Field(default=2, gt=0)
     batch_size: int = Field(default=32, gt=0)
-    learning_rate: float = Field(default=1e-4, gt=0.0)
+    learning_rate: float = Field(default=5e-5, gt=0.0)
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
     precision: Precision = "auto"
