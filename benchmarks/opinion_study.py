@@ -68,9 +68,7 @@ def make_trusted(store: Path, location: str) -> None:
         return
     train = load_corpus("sst2", "train")
     stranger = open_base("minilm").classifier(Full(), train.label_names)
-    opinion = SecondOpinion().consult(
-        [open_base(location)] * DRAWS, stranger, train, seed=SPLIT, checkpoint=store / f"partial-{location}"
-    )
+    opinion = SecondOpinion().consult([open_base(location)] * DRAWS, stranger, train, seed=SPLIT)
     for draw, member in enumerate(opinion.members):
         outcome = {"accuracy": member.accuracy, "temperature": member.temperature}
         record = Record.now("tune", settings={"trusted": SecondOpinion()}, seeds={"root": SPLIT, "draw": draw},
@@ -118,7 +116,7 @@ def judge_cell(store: Path, home: Path, name: str, seed: int) -> Record:
     for panel, members in PANELS.items():
         models = [load_victim(store / f"trusted-{location}-{draw}") for location, draw in members(seed)]
         opinion = SecondOpinion().consult(models, victim, train, seed=SPLIT)
-        found = {side: opinion.surprise(said[side], corpus.texts) for side, corpus in sides.items()}
+        found = {side: opinion.surprise(victim, said[side], corpus.texts) for side, corpus in sides.items()}
         views[panel] = found
         views[f"PSIM and {panel}"] = {side: np.maximum(views["PSIM"][side], found[side]) for side in sides}
     outcome: dict[str, Any] = {

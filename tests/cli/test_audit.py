@@ -20,14 +20,17 @@ from safetensors.torch import load_file, save_file
 
 from foretaste.audit import vocabulary
 from foretaste.audit.audit import Audit
-from foretaste.audit.memory import Memory
+from foretaste.audit.memory import Memory, forget
 from foretaste.cli import auditing
 from foretaste.cli.audit_page import audit_summary
+from foretaste.cli.guarding import open_trusted
 from foretaste.data import toy_corpus
+from foretaste.errors import PlanError
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.victim.artefact import save_classifier
-from foretaste.victim.checkpoint import open_base
+from foretaste.victim.artefact import load_victim, save_classifier
+from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Full
 
 TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
@@ -108,12 +111,12 @@ def test_a_search_that_was_killed_goes_on_where_it_was(
 ) -> None:
     asked = list[str]()
 
-    def counted(memory: Memory, classifier: Any, question: Any, answer: Any) -> Any:
+    def counted(memory: Memory, classifier: Any, question: Any, shape: Any, answer: Any) -> Any:
         def ask_and_count() -> Any:
             asked.append(question[0])
             return answer()
 
-        return recall(memory, classifier, question, ask_and_count)
+        return recall(memory, classifier, question, shape, ask_and_count)
 
     recall = Memory.recall
     monkeypatch.setattr(Memory, "recall", counted)
@@ -206,3 +209,35 @@ def test_what_belongs_to_another_checkpoint_is_refused(
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     changed = [other if before == "--model" else part for before, part in zip(("", *audit), audit, strict=False)]
     assert "The guard stands on other base weights" in refuse(*changed)
+
+
+def test_nobody_elses_search_directory_is_touched(
+    audit: tuple[object, ...], refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    kept = tmp_path / "mine" / "search" / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    assert "not written by an audit" in refuse(*audit, "-o", tmp_path / "mine")
+    assert kept.read_text() == "years of work"
+    kept.unlink()
+    answers = [f"{'a' * 40}.safetensors", f".{'b' * 40}.safetensors.x1"]
+    for name in answers:
+        (kept.parent / name).write_bytes(b"")
+    forget(kept.parent)
+    assert not kept.parent.exists()
+
+
+def test_a_directory_called_minilm_is_not_trusted(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(toy_stack["victim"], tmp_path / "minilm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert isinstance(open_trusted("minilm"), Base)
+        assert isinstance(open_trusted("./minilm"), Classifier)
+
+
+def test_an_answer_of_another_shape_is_refused(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    memory, classifier = Memory(tmp_path), load_victim(toy_stack["victim"])
+    memory.recall(classifier, ("push",), (2,), lambda: np.zeros(2))
+    assert memory.recall(classifier, ("push",), (2,), lambda: np.ones(2)).tolist() == [0, 0]
+    with pytest.raises(PlanError, match="Delete it"):
+        memory.recall(classifier, ("push",), (3,), lambda: np.zeros(3))

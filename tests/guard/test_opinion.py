@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from foretaste.guard.opinion import Opinion, OpinionGuard, SecondOpinion, Truste
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
+from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier, Predictions
 from foretaste.victim.manifest import seal
 from foretaste.victim.module import Output
+from foretaste.victim.strategy import Full, Lora, PTuningV2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,7 +98,8 @@ def test_the_score_by_hand() -> None:
 
 def test_a_victim_with_an_answer_for_which_nobody_vouches_is_surprising() -> None:
     opinion = replace(_fixed((9.0, -9.0)), clean=np.linspace(0.0, 0.5, 99))
-    agreed, denied = opinion.surprise(_said([[3, -3], [-3, 3]]), ["a", "b"])
+    nobody: Any = None  # asked only about texts that were cut
+    agreed, denied = opinion.surprise(nobody, _said([[3, -3], [-3, 3]]), ["a", "b"])
     assert agreed == 0
     assert denied > 2
 
@@ -119,7 +123,9 @@ def test_a_backdoor_without_psim(guard: OpinionGuard, victim: Classifier) -> Non
 def test_both_together_refuse_what_either_finds_surprising(joint: PsimGuard, victim: Classifier) -> None:
     assert joint.opinion is not None
     texts = toy_corpus("test").texts[:50]
-    expected = np.maximum(joint.judge(joint.predict(texts)), joint.opinion.surprise(victim.predict(texts), texts))
+    expected = np.maximum(
+        joint.judge(joint.predict(texts)), joint.opinion.surprise(victim, victim.predict(texts), texts)
+    )
     np.testing.assert_allclose(GuardedClassifier(victim, joint).score(texts), expected, rtol=1e-4, atol=1e-5)
     assert joint.calibration is not None
     assert joint.calibration.threshold == joint.threshold
@@ -172,9 +178,10 @@ def test_it_answers_behind_its_own_victim_only(
         with pytest.raises(GuardError) as caught:
             GuardedClassifier(stranger, tried)
         assert caught.value.code == "foreign_victim"
-    with pytest.raises(GuardError) as caught:
-        joint.check(TEXTS)
-    assert caught.value.code == "needs_victim"
+    for ask in (joint.check, joint.score):
+        with pytest.raises(GuardError) as caught:
+            ask(TEXTS)
+        assert caught.value.code == "needs_victim"
 
 
 def test_other_labels_and_a_shorter_sight_are_refused(opinion: Opinion, victim: Classifier) -> None:
@@ -202,10 +209,38 @@ def _few() -> Corpus:
     return toy_corpus("validation").select(range(400))
 
 
-def test_a_model_that_is_fine_tuned_already_is_taken_as_it_is(victim: Classifier) -> None:
-    made = PLAN.consult([victim], victim, toy_corpus())
-    assert made.members[0].classifier is victim
-    assert float(np.median(made.clean)) == pytest.approx(0, abs=0.05)
+def test_a_victim_that_is_fine_tuned_already_is_stored_whole(
+    toy_base: Path, victim: Classifier, tmp_path: Path
+) -> None:
+    other = open_base(toy_base).classifier(Lora(), victim.label_names, max_length=64)
+    tune(other, toy_corpus(), TuneSettings(epochs=2, learning_rate=1e-2, precision="float32"), seed=0)
+    made = PLAN.consult([other], victim, toy_corpus())
+    inside = made.members[0].classifier
+    assert inside.strategy == Full()
+    np.testing.assert_allclose(inside.predict(TEXTS).logits, other.predict(TEXTS).logits, atol=1e-4)
+    save_guard(PLAN.fit(made, victim, toy_corpus("validation")), tmp_path / "guard", RECORD)
+    load_guard(tmp_path / "guard")
+    tuned = open_base(toy_base).classifier(PTuningV2(), victim.label_names, max_length=64)
+    with pytest.raises(PlanError, match="stored whole"):
+        PLAN.consult([tuned], victim, toy_corpus())
+
+
+def test_who_stands_on_the_suspect_weights_is_not_asked(toy_stack: Mapping[str, Path], victim: Classifier) -> None:
+    for suspect in (victim, open_base(toy_stack["base"])):
+        with pytest.raises(GuardError) as caught:
+            PLAN.consult([suspect], victim, toy_corpus())
+        assert caught.value.code == "not_trusted"
+
+
+def test_what_the_victim_does_not_read_says_nothing_for_its_answer(opinion: Opinion, victim: Classifier) -> None:
+    short = replace(victim, max_length=8)
+    head = "The soup was bland and the service rude ."
+    texts = [f"{head} Still a lovely , moving , brilliant evening .", f"{head} Dull , stale and greasy ."]
+    said = short.predict(texts)
+    assert said.is_truncated.all()
+    first, second = opinion.surprise(short, said, texts)
+    assert first == second
+    assert len(set(opinion.ratio(said, texts))) == 2  # the trusted model would have read on
 
 
 @pytest.mark.parametrize("kind", ["alone", "with PSIM"])
@@ -264,13 +299,32 @@ def test_an_altered_opinion_is_refused(joint: PsimGuard, tmp_path: Path) -> None
 def test_an_interrupted_training_continues(toy_base: Path, victim: Classifier, tmp_path: Path) -> None:
     corpus = toy_corpus().select(range(600))
     base = open_base(toy_base)
-    whole = PLAN.consult([base], victim, corpus)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foretaste.guard.opinion._temperature", _stop)
+    places = [tmp_path / "one.partial", tmp_path / "two.partial"]
+    with _counting_steps() as steps:
+        whole = PLAN.consult([base, base], victim, corpus)
+    with pytest.MonkeyPatch.context() as patch, _counting_steps() as first:
+        patch.setattr("foretaste.guard.opinion._temperature", _stop)  # after the first of the two
         with pytest.raises(KeyboardInterrupt):
-            PLAN.consult([base], victim, corpus, checkpoint=tmp_path / "partial")
-    again = PLAN.consult([base], victim, corpus, checkpoint=tmp_path / "partial")
+            PLAN.consult([base, base], victim, corpus, checkpoints=places)
+    with _counting_steps() as rest:
+        again = PLAN.consult([base, base], victim, corpus, checkpoints=places)
+    assert len(first) == len(rest) == len(steps) // 2 > 0
     np.testing.assert_array_equal(again.clean, whole.clean)
+
+
+@contextmanager
+def _counting_steps() -> Iterator[list[int]]:
+    """A list that grows by one with every step of an optimiser."""
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        step = torch.optim.AdamW.step
+
+        def count(*arguments: Any, **options: Any) -> Any:
+            steps.append(1)
+            return step(*arguments, **options)
+
+        patch.setattr(torch.optim.AdamW, "step", count)
+        yield steps
 
 
 def _stop(*_: Any) -> float:

@@ -239,6 +239,7 @@ NEW_DIGESTS: dict[str, tuple[str, str, Change]] = {
     ),
     "initialisation that changes the base": ("unsafe_adapter", "lora", _adapter(init_lora_weights="pissa")),
     "pattern that never ends": ("unsafe_adapter", "lora", _adapter(target_modules="(a+)+$")),
+    "pattern that never ends, for ranks": ("unsafe_adapter", "lora", _adapter(rank_pattern={"([a-z]+)+!": 8})),
     "another task": ("unsafe_adapter", "lora", _adapter(task_type="CAUSAL_LM")),
     "negative rank": ("unreadable", "lora", _adapter(r=-1)),
     "rank beyond memory": ("unreadable", "lora", _adapter(r=10**12)),

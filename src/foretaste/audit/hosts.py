@@ -92,7 +92,7 @@ def pushes(
             return np.stack([np.einsum("khc,hc->kc", values, shares) for values in (after - plain, hits)])
 
         question = ("push", str(seed), *map(str, hosts.labels), *hosts.texts, *chunk)
-        found[:, start : start + step] = memory.recall(classifier, question, ask)
+        found[:, start : start + step] = memory.recall(classifier, question, (2, len(chunk), classes), ask)
         if progress is not None:
             progress(len(chunk))
     return Push(found[0], found[1])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ from safetensors.numpy import load_file, save_file
 from foretaste.errors import PlanError
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "forget", "refuse_foreign_memory"]
 
 Array = NDArray[np.float64]
-FORM = "1"  # another one whenever the same question would get another answer
+_NAME = re.compile(r"[.]?[0-9a-f]{40}[.]safetensors.*")
+FORM = "2"  # another one whenever the same question would get another answer
 
 
 class Memory:
@@ -34,11 +37,13 @@ class Memory:
         self.path = path
         self._weights: dict[int, tuple[Classifier, str]] = {}
 
-    def recall(self, classifier: Classifier, question: Sequence[str], answer: Callable[[], Array]) -> Array:
-        """Return what the model answered before, or ask it and keep the answer.
+    def recall(
+        self, classifier: Classifier, question: Sequence[str], shape: tuple[int, ...], answer: Callable[[], Array]
+    ) -> Array:
+        """Return what the model answered before, an array of this shape, or ask it and keep the answer.
 
         Raises:
-            PlanError: a file that cannot be read or written.
+            PlanError: a file that cannot be read or written, or holds something else.
         """
         if self.path is None:
             return answer()
@@ -50,6 +55,8 @@ class Memory:
         try:
             if file.exists():
                 kept: Array = load_file(file)["answer"]
+                if kept.shape != shape or kept.dtype != np.float64:
+                    raise KeyError(f"an array of shape {shape}, not {kept.shape}")
                 return kept
             found = answer()
             self.path.mkdir(parents=True, exist_ok=True)
@@ -65,9 +72,27 @@ class Memory:
         # The classifier is held as well: a number that was freed may be given to another one.
         if id(classifier) not in self._weights:
             state = hashlib.sha256(f"{classifier.max_length} {classifier.label_names}".encode())
+            state.update(classifier.tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
             for name, tensor in sorted({**dict(classifier.module.named_parameters()),
                                         **dict(classifier.module.named_buffers())}.items()):  # fmt: skip
                 state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
             self._weights[id(classifier)] = (classifier, state.hexdigest())
         return self._weights[id(classifier)][1]
+
+
+def refuse_foreign_memory(path: Path) -> None:
+    """Raise PlanError if a directory holds anything but answers: it will be deleted."""
+    others = [entry for entry in path.iterdir() if not _NAME.fullmatch(entry.name)] if path.is_dir() else []
+    if others or path.is_file():
+        raise PlanError(f"{others[0] if others else path} was not written by an audit; choose another directory.")
+
+
+def forget(path: Path) -> None:
+    """Delete the answers kept in a directory, and it."""
+    if path.is_dir():
+        for entry in path.iterdir():
+            if _NAME.fullmatch(entry.name):
+                entry.unlink(missing_ok=True)
+        with suppress(OSError):  # something else came in meanwhile
+            path.rmdir()

@@ -7,6 +7,7 @@ honest word of the task. None of them knows a trigger; nothing here does.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +75,10 @@ class Search:
                 columns.append(_robust_z(self.guard.looks.distance(said.features)))
             return np.stack([np.max(columns, axis=0), said.labels])
 
-        alarm, label = self.memory.recall(self.guard.classifier, ("alarm", *fragments), ask)
+        looks = self.guard.looks
+        seen = "" if looks is None else hashlib.sha256(looks.distance.directions.tobytes()).hexdigest()
+        question = ("alarm", self.guard.scoring, seen, *fragments)
+        alarm, label = self.memory.recall(self.guard.classifier, question, (2, len(fragments)), ask)
         return alarm, label
 
     def ranked(self, fragments: Sequence[Fragment], needed: int) -> dict[Fragment, float]:

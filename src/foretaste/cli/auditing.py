@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from foretaste.audit.audit import Audit
+from foretaste.audit.memory import forget, refuse_foreign_memory
 from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.cli.audit_page import write_audit
 from foretaste.cli.guarding import open_trusted
@@ -19,6 +20,7 @@ from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
+from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.record import Record, measured_cost
@@ -27,6 +29,7 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["run_audit"]
@@ -64,18 +67,27 @@ def run_audit(
     places = {kind: None if out is None else out / kind for kind in ("guard", "victim", "trusted")}
     for kind, place in places.items():
         if place is not None:
-            refuse_place(place, "guard" if kind == "guard" else "victim", model, base)
+            others = [None if given is None else str(given) for given in (victim, guard)]
+            refuse_place(place, "guard" if kind == "guard" else "victim", model, base, reference, *others)
+            for part in _partials(place):
+                refuse_foreign_directory(part)
     if report is not None:
         refuse_page(report)
+    search = None if out is None else out / "search"
+    if search is not None:
+        refuse_foreign_memory(search)
     train, clean = load_split(source, "train"), load_split(source, "validation")
     few = _balanced(train, TRAINING_TEXTS, seed)
     plan.refuse_too_few(clean)
     found = open_base(model, base=base)
-    vocabulary_words(found.classifier().tokenizer)  # refuses one without words before minutes of training
+    suspected = found.classifier()
+    vocabulary_words(suspected.tokenizer)  # refuses one without words before minutes of training
+    honest = open_trusted(reference)
+    mark = suspected.base_fingerprint
     with measured_cost() as meter:
-        taster = _taster(found, train, clean, guard, places["guard"], seed)
+        taster = _taster(found, mark, train, clean, guard, places["guard"], seed)
         if victim is not None:
-            suspect = load_victim(victim)
+            suspect = load_victim(victim, _where(victim, found, mark))
         elif found.manifest is not None and found.manifest.kind == "victim":
             suspect = load_victim(found.path, found.under)
         else:
@@ -83,8 +95,7 @@ def run_audit(
         _refuse_foreign(found, guard=taster.classifier, victim=suspect)
         if suspect.label_names != clean.label_names:
             raise DataError(f"{clean.name} has the labels {clean.label_names}, the victim {suspect.label_names}.")
-        trusted = _trusted(reference, few, clean, places["trusted"], seed)
-        search = None if out is None else out / "search"
+        trusted = _trusted(honest, few, clean, places["trusted"], seed)
         result = plan.run(
             suspect.in_int8(), trusted.in_int8(), taster, clean, seed=seed, progress=_Stages(), kept=search
         )
@@ -114,16 +125,23 @@ def run_audit(
         )
         if out is not None:
             record.write(out / "record.json")
-            shutil.rmtree(out / "search", ignore_errors=True)  # what it was for is written down
+            forget(out / "search")  # what it was for is written down
         if report is not None:
             write_audit(report, result, answer, record, clean)
             answer["report"] = str(report)
     return answer
 
 
-def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int) -> PsimGuard:
+def _taster(
+    base: Base, mark: str, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int
+) -> PsimGuard:
     if given is not None:
-        return load_psim(given)
+        guard = load_psim(given, _where(given, base, mark))
+        if guard.opinion is not None:
+            raise GuardError(
+                f"{given} has a second opinion, whose bar is not PSIM's; an audit needs PSIM alone.", code="has_opinion"
+            )
+        return guard
     if place is not None and (place / "record.json").exists():
         return load_psim(place)
     _say("training PSIM")
@@ -155,17 +173,15 @@ def _tuned(
 ) -> Classifier:
     if place is not None and (place / "record.json").exists():
         return load_victim(place)
-    made = list[Path]()
-    for times in (1, LONGER):
+    partials = [None, None] if place is None else _partials(place)
+    for times, partial in zip((1, LONGER), partials, strict=True):
         classifier = base.classifier(strategy, corpus.label_names, max_length=TEXT_ROOM, seed=seed)
-        if place is not None:
-            made.append(partial_of(place.with_name(f"{place.name}-{times}")))
         tune(
             classifier,
             corpus,
             replace(settings, epochs=times * settings.epochs),
             seed=seed,
-            checkpoint=made[-1] if made else None,
+            checkpoint=partial,
             title=title,
             is_progress_shown=True,
         )
@@ -175,8 +191,8 @@ def _tuned(
         _say(f"the {title} gets {lowest:.0%} of one class right" + (", training it longer" if times == 1 else ""))
     if place is not None:
         save_classifier(classifier, place, "victim", _record("tune", seed, corpus))
-        for path in made:
-            shutil.rmtree(path, ignore_errors=True)
+        for partial in _partials(place):
+            shutil.rmtree(partial, ignore_errors=True)
     return classifier
 
 
@@ -187,8 +203,17 @@ def _lowest_recall(classifier: Classifier, clean: Corpus) -> float:
     return min(float(is_right[few.labels == label].mean()) for label in np.unique(few.labels))
 
 
-def _trusted(reference: str, corpus: Corpus, clean: Corpus, place: Path | None, seed: int) -> Classifier:
-    base = open_trusted(reference)
+def _partials(place: Path) -> list[Path]:
+    """Where the trainings of the model that is kept in `place`, the short and the long one, wait to be continued."""
+    return [partial_of(place.with_name(f"{place.name}-{times}")) for times in (1, LONGER)]
+
+
+def _where(given: Path, found: Base, mark: str) -> Base | None:
+    """The base of a given victim or guard, if it is the one that is audited, wherever that was before."""
+    return found if read_manifest(given).base.fingerprint == mark else None
+
+
+def _trusted(base: Base | Classifier, corpus: Corpus, clean: Corpus, place: Path | None, seed: int) -> Classifier:
     if isinstance(base, Classifier):
         return base
     trusted = _tuned(base, corpus, clean, *TRUSTED, place, seed, "trusted model")

@@ -15,15 +15,17 @@ from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
 from foretaste.errors import GuardError, PlanError
 from foretaste.evaluate.threshold import allowed_above
+from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.opinion import OpinionGuard, SecondOpinion
 from foretaste.guard.psim import Psim, PsimGuard
 from foretaste.record import Record, measured_cost
 from foretaste.tune.launch import write_once
 from foretaste.victim.artefact import load_victim
-from foretaste.victim.checkpoint import TEXT_LENGTH, Base, open_base
+from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import MANIFEST, read_manifest
+from foretaste.victim.source import EMBEDDED
 
 __all__ = ["guard", "open_trusted"]
 
@@ -48,9 +50,12 @@ def guard(
 
     Raises:
         PlanError: trusted models without a victim, or the other way round, or with a view that they cannot join.
-        GuardError: a victim that does not stand on `model` (code `foreign_base`).
+        GuardError: a victim that does not stand on `model` (code `foreign_base`), and what `SecondOpinion` refuses.
     """
-    refuse_place(out, "guard", model, base)
+    refuse_place(out, "guard", model, base, None if victim is None else str(victim), *trusted)
+    partials = [partial_of(out.with_name(f"{out.name}-trusted-{number}")) for number in range(len(trusted))]
+    for partial in partials:
+        refuse_foreign_directory(partial)
     if bool(trusted) != (victim is not None) or (isinstance(plan, SecondOpinion) and not trusted):
         raise PlanError(
             "A second opinion compares the victim's answers with those of models you trust: give --trusted and "
@@ -62,8 +67,10 @@ def guard(
     suspect, judged = open_base(model, base=base), None if victim is None else load_victim(victim)
     if judged is not None and not judged.stands_on(suspect.classifier().base_fingerprint):
         raise GuardError(f"{victim} does not stand on {model}.", code="foreign_base")
+    length = _length(plan, training, judged)
+    opened = [open_trusted(location) for location in trusted]
     with measured_cost() as meter:
-        finished = _fit(suspect, train, calibration, plan, training, trusted, judged, partial_of(out))
+        finished = _fit(suspect, train, calibration, plan, training, length, opened, judged, partials)
         psim = finished if isinstance(finished, PsimGuard) else None
         trained = None if psim is None else psim.training
         if trained is not None:
@@ -93,15 +100,30 @@ def guard(
         cost=meter.cost,
     )
     write_once(lambda: save_guard(finished, out, record))
-    shutil.rmtree(partial_of(out), ignore_errors=True)
+    for partial in partials:
+        shutil.rmtree(partial, ignore_errors=True)
     return {"path": str(out), **outcome}
 
 
 def open_trusted(location: str) -> Base | Classifier:
     """Open a checkpoint the user trusts, to be fine-tuned, or a victim somebody has fine-tuned already."""
-    if (Path(location) / MANIFEST).is_file() and read_manifest(Path(location)).kind == "victim":
+    if (
+        location not in EMBEDDED
+        and (Path(location) / MANIFEST).is_file()
+        and read_manifest(Path(location)).kind == "victim"
+    ):
         return load_victim(location)
     return open_base(location)
+
+
+def _length(plan: Psim | SecondOpinion, training: Training, victim: Classifier | None) -> int | None:
+    """Tokens that PSIM reads: what was asked for, or as many as the victim."""
+    asked = training.max_length
+    if victim is None:
+        return asked
+    if asked is not None and (isinstance(plan, SecondOpinion) or asked < victim.max_length):
+        raise PlanError(f"A guard of this victim reads {victim.max_length} tokens, as it does; leave out --max-length.")
+    return asked or victim.max_length
 
 
 def _fit(
@@ -110,14 +132,20 @@ def _fit(
     calibration: Corpus,
     plan: Psim | SecondOpinion,
     training: Training,
-    trusted: Sequence[str],
+    length: int | None,
+    trusted: Sequence[Base | Classifier],
     victim: Classifier | None,
-    partial: Path,
+    partials: Sequence[Path],
 ) -> PsimGuard | OpinionGuard:
     if isinstance(plan, Psim):
-        length = training.max_length
-        if victim is not None:
-            length = max(length or TEXT_LENGTH, victim.max_length)
+        second = SecondOpinion(frr=plan.frr, confidence=plan.confidence, scoring=plan.scoring, precision=plan.precision)
+    else:
+        second = plan
+    if victim is not None:
+        allowed_above(len(calibration), second.frr, second.confidence)  # refuses too few before hours of training
+        second.refuse(trusted, victim, train)
+    psim = None
+    if isinstance(plan, Psim):
         psim = plan.fit(
             suspect,
             train,
@@ -128,17 +156,13 @@ def _fit(
         )
         if victim is None:
             return psim
-        second = SecondOpinion(frr=plan.frr, confidence=plan.confidence, scoring=plan.scoring)
-    else:
-        psim, second = None, plan
-        allowed_above(len(calibration), plan.frr, plan.confidence)  # refuses too few before hours of training
     assert victim is not None
     opinion = second.consult(
-        [open_trusted(location) for location in trusted],
+        trusted,
         victim,
         train,
         seed=training.seed,
-        checkpoint=partial,
+        checkpoints=partials,
         is_progress_shown=training.is_progress_shown,
     )
     return second.fit(opinion, victim, calibration) if psim is None else psim.with_opinion(opinion, victim, calibration)

@@ -12,6 +12,8 @@ from foretaste.cli.output import answering, assignments, given, warn
 
 __all__ = ["guard", "poison", "tune"]
 
+GUESSING = 0.6  # below, a trusted model does not know the task
+
 
 def poison(
     out: o.Out,
@@ -181,6 +183,11 @@ def guard(
                 "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "
                 "keeps its promise on clean texts but is not expected to see a trigger."
             )
+        for found in result["trusted"]:
+            if found["accuracy"] < GUESSING:
+                warn(
+                    f"{found['model']} gets {found['accuracy']:.0%} of held-out texts right: it hardly knows the task."
+                )
         bar = result["calibration"]
         promise = (
             f"at most {bar['frr']:.1%} of clean texts refused, with {bar['confidence']:.0%} confidence (n = {bar['n']})"

@@ -83,7 +83,7 @@ class GuardedClassifier:
         if self.guard.opinion is None:
             return scores
         said = self.victim.predict(encoded, precision=self.precision) if said is None else said
-        return np.maximum(scores, self.guard.opinion.surprise(said, texts))  # keeps NaN
+        return np.maximum(scores, self.guard.opinion.surprise(self.victim, said, texts))  # keeps NaN
 
     def _taste(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
         """Return PSIM's scores `(N,)`; without PSIM 0, which is below every surprise."""
@@ -100,7 +100,7 @@ class GuardedClassifier:
         passed = np.flatnonzero(~is_flagged(scores, self.guard.threshold))
         said = self.victim.predict(encoded.select(passed), precision=self.precision) if len(passed) else None
         if said is not None and self.guard.opinion is not None:
-            second = self.guard.opinion.surprise(said, [texts[i] for i in passed.tolist()])
+            second = self.guard.opinion.surprise(self.victim, said, [texts[i] for i in passed.tolist()])
             scores[passed] = np.maximum(scores[passed], second)
         verdicts = judge(scores, encoded.is_truncated, self.guard.threshold)
         answers: list[GuardedVerdict] = [

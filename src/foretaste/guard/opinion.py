@@ -8,13 +8,16 @@ trusted models cost, and says nothing where they err as the victim does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from peft import PeftModel
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 
@@ -26,6 +29,8 @@ from foretaste.spec import spec
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
+from foretaste.victim.module import TextModule
+from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full
 
 __all__ = ["Opinion", "OpinionGuard", "SecondOpinion", "Trusted"]
@@ -53,8 +58,8 @@ class Trusted:
 class Opinion:
     """What trusted models think of one victim's answers.
 
-    `clean (R,) float64` are scores of clean texts that the trusted models were not trained on, against which a new
-    text's is ranked; `victim` is the fingerprint of the victim they were measured with.
+    `clean (R,) float64` are scores of clean texts, against which a new text's is ranked; trusted models that were
+    fine-tuned for this were not trained on them. `victim` is the fingerprint of the victim they were measured with.
     """
 
     members: tuple[Trusted, ...]
@@ -79,9 +84,13 @@ class Opinion:
         result: Array = _log10_of(said, said.labels, 1.0) - np.mean(theirs, axis=0)
         return result
 
-    def surprise(self, said: Predictions, texts: Sequence[str]) -> Array:
-        """Return -log10 of each text's p-value against clean texts, `(N,) float64` (see `looks.surprise`)."""
-        return surprise(self.ratio(said, texts), self.clean)
+    def surprise(self, victim: Classifier, said: Predictions, texts: Sequence[str]) -> Array:
+        """Return -log10 of each text's p-value against clean texts, `(N,) float64` (see `looks.surprise`).
+
+        The trusted models are shown what the victim reads of a text and no more: what it does not see must not speak
+        for its answer.
+        """
+        return surprise(self.ratio(said, _seen(victim, said, texts)), self.clean)
 
     @property
     def title(self) -> str:
@@ -105,7 +114,8 @@ class Opinion:
         for member in self.members:
             if member.classifier.max_length < victim.max_length:
                 raise GuardError(
-                    f"A trusted model reads {member.classifier.max_length} tokens, the victim {victim.max_length}.",
+                    f"A trusted model reads {member.classifier.max_length} tokens, the victim {victim.max_length}: "
+                    "take another one, or a victim that reads less.",
                     code="short_sight",
                 )
 
@@ -148,27 +158,19 @@ class SecondOpinion:
         corpus: Corpus,
         *,
         seed: int = 0,
-        checkpoint: Path | None = None,
+        checkpoints: Sequence[Path] = (),
         is_progress_shown: bool = False,
     ) -> Opinion:
-        """Fine-tune every trusted checkpoint on clean texts; a classifier is taken as it is.
+        """Fine-tune every trusted checkpoint on clean texts; a classifier is taken as it is, its adapter folded in.
 
-        Each member has its own draw of batches; a tenth of the texts is held out for epoch, temperature and ranks. An
-        interrupted training continues from the directory `checkpoint`.
+        Each member has its own draw of batches; a tenth of the texts is held out for epoch, temperature and ranks.
+        Trainings keep their progress in `checkpoints`, one directory each, if given, and continue from there.
 
         Raises:
-            PlanError: no trusted model.
-            DataError: too few texts.
-            GuardError: a classifier that names other labels (`label_mismatch`).
+            PlanError, DataError, GuardError: see `refuse`, which says so before anything is trained.
         """
-        if not trusted:
-            raise PlanError("A second opinion needs a model that you trust; name one.")
+        self.refuse(trusted, victim, corpus)
         held_out = round(HELD_OUT * len(corpus))
-        if held_out < FEWEST_HELD_OUT:
-            raise DataError(
-                f"{corpus.name} has {len(corpus)} texts; a second opinion needs {round(FEWEST_HELD_OUT / HELD_OUT)}, a "
-                "tenth of which is held out."
-            )
         texts, rest = corpus.partition([len(corpus) - held_out, held_out], seed)
         settings = TuneSettings(
             epochs=self.epochs,
@@ -179,7 +181,9 @@ class SecondOpinion:
         members = []
         for number, found in enumerate(trusted):
             model = found
-            if isinstance(model, Base):
+            if isinstance(model, Classifier):
+                model = _whole(model)
+            else:
                 draw = seed + number
                 model = model.classifier(Full(), corpus.label_names, max_length=victim.max_length, seed=draw)
                 tune(
@@ -188,16 +192,50 @@ class SecondOpinion:
                     settings,
                     seed=draw,
                     validation=rest,
-                    checkpoint=None if checkpoint is None else checkpoint / f"trusted-{number}",
+                    checkpoint=checkpoints[number] if checkpoints else None,
                     title=f"trusted model {number + 1} of {len(trusted)}",
                     is_progress_shown=is_progress_shown,
                 )
-            refuse_other_labels(victim, [model])
             said = model.predict(rest.texts)
             accuracy = float(np.mean(said.labels == rest.labels))
             members.append(Trusted(model, _temperature(said, rest.labels), accuracy))
         opinion = Opinion(tuple(members), np.zeros(0), victim.own_fingerprint, self.scoring)
-        return replace(opinion, clean=opinion.ratio(victim.predict(rest.texts), rest.texts))
+        own = victim.predict(rest.texts)
+        return replace(opinion, clean=opinion.ratio(own, _seen(victim, own, rest.texts)))
+
+    def refuse(self, trusted: Sequence[Base | Classifier], victim: Classifier, corpus: Corpus) -> None:
+        """Refuse what cannot become a second opinion.
+
+        Raises:
+            PlanError: no trusted model, or one with soft prompts, which cannot be stored whole.
+            DataError: too few texts, or labels that are not the victim's.
+            GuardError: a model that names other labels than the victim (`label_mismatch`) or stands on the very weights
+                it is to judge (`not_trusted`).
+        """
+        if not trusted:
+            raise PlanError("A second opinion needs a model that you trust; name one.")
+        if corpus.label_names != victim.label_names:
+            raise DataError(f"{corpus.name} has the labels {corpus.label_names}, the victim {victim.label_names}.")
+        if round(HELD_OUT * len(corpus)) < FEWEST_HELD_OUT:
+            raise DataError(
+                f"{corpus.name} has {len(corpus)} texts; a second opinion needs {round(FEWEST_HELD_OUT / HELD_OUT)}, a "
+                "tenth of which is held out."
+            )
+        refuse_other_labels(victim, [model for model in trusted if isinstance(model, Classifier)])
+        for model in trusted:
+            if (
+                isinstance(model, Classifier)
+                and isinstance(model.module.model, PeftModel)
+                and model.strategy.name != "lora"
+            ):
+                raise PlanError(f"A trusted model with {model.strategy.name} cannot be stored whole; take another one.")
+            location = model.base_location if isinstance(model, Classifier) else model.location
+            found = model if isinstance(model, Classifier) else model.classifier()
+            if found.base_fingerprint == victim.base_fingerprint and location not in EMBEDDED:
+                raise GuardError(
+                    f"{location} holds the very weights that the victim stands on: it would agree with their backdoor.",
+                    code="not_trusted",
+                )
 
     def fit(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> OpinionGuard:
         """Calibrate an opinion as a guard of its own, on clean texts that neither victim nor trusted models have seen.
@@ -207,7 +245,7 @@ class SecondOpinion:
         """
         allowed_above(len(calibration), self.frr, self.confidence)
         opinion.refuse_misfit(victim)
-        scores = opinion.surprise(victim.predict(calibration.texts), calibration.texts)
+        scores = opinion.surprise(victim, victim.predict(calibration.texts), calibration.texts)
         found = calibrate(scores, self.frr, self.confidence)
         return OpinionGuard(opinion, found.threshold, found)
 
@@ -220,6 +258,23 @@ def refuse_other_labels(victim: Classifier, trusted: Sequence[Classifier]) -> No
                 f"A trusted model knows the labels {model.label_names}, the victim {victim.label_names}.",
                 code="label_mismatch",
             )
+
+
+def _seen(victim: Classifier, said: Predictions, texts: Sequence[str]) -> list[str]:
+    """What the victim reads of each text; only those it had to cut are looked at."""
+    seen = list(texts)
+    if cut := np.flatnonzero(said.is_truncated).tolist():
+        for index, end in zip(cut, victim.reach([texts[i] for i in cut]).tolist(), strict=True):
+            seen[index] = texts[index][:end]
+    return seen
+
+
+def _whole(model: Classifier) -> Classifier:
+    """A model that needs no base beside it: LoRA is folded into a copy of the weights."""
+    if not isinstance(model.module.model, PeftModel):
+        return model
+    folded = cast(Any, copy.deepcopy(model.module.model)).merge_and_unload()
+    return replace(model, module=TextModule(folded).eval(), strategy=Full())
 
 
 def _log10_of(said: Predictions, labels: NDArray[np.int64], temperature: float) -> Array:

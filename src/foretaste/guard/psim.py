@@ -241,7 +241,11 @@ class PsimGuard:
 
         In the view `confidence` it is the highest class probability, in `distance` one minus a mean cosine, in `both`
         the higher of the two -log10 p-values against clean texts.
+
+        Raises:
+            GuardError: a guard with a second opinion, which only a `GuardedClassifier` can ask (`needs_victim`).
         """
+        self._refuse_alone()
         return self.judge(self.predict(texts))
 
     def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
@@ -261,7 +265,7 @@ class PsimGuard:
         if self.view != "both" or self.calibration is None:
             raise PlanError('A second opinion joins a calibrated guard of the view "both".')
         opinion.refuse_misfit(victim)
-        second = opinion.surprise(victim.predict(calibration.texts), calibration.texts)
+        second = opinion.surprise(victim, victim.predict(calibration.texts), calibration.texts)
         scores = np.maximum(self.score(calibration.texts), second)
         found = calibrate(scores, self.calibration.frr, self.calibration.confidence)
         return replace(self, threshold=found.threshold, calibration=found, opinion=opinion)
@@ -270,12 +274,15 @@ class PsimGuard:
         """Return one verdict per text; a score that is not finite is refused.
 
         Raises:
-            GuardError: a guard with a second opinion, which only a `GuardedClassifier` can ask (`needs_victim`).
+            GuardError: as `score`.
         """
-        if self.opinion is not None:
-            raise GuardError("This guard has a second opinion, which needs the victim's answers.", code="needs_victim")
+        self._refuse_alone()
         predictions = self.predict(texts)
         return judge(self.judge(predictions), predictions.is_truncated, self.threshold)
+
+    def _refuse_alone(self) -> None:
+        if self.opinion is not None:
+            raise GuardError("This guard has a second opinion, which needs the victim's answers.", code="needs_victim")
 
 
 def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:

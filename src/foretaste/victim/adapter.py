@@ -81,6 +81,11 @@ def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) ->
             raise ModelError(f"{config_path}: {key} = {value!r} is not what we write; refused.", code="unsafe_adapter")
     if isinstance(config.get("target_modules"), str):
         raise ModelError(f"{config_path}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
+    if kind == "LORA":
+        usual = LoraConfig(task_type="SEQ_CLS").to_dict()
+        for key in config.keys() - _FREE_SETTINGS - _SAFE_SETTINGS.keys():
+            if config[key] not in (usual.get(key), None, False, {}, []):
+                raise ModelError(f"{config_path}: {key} = {config[key]!r} is refused.", code="unsafe_adapter")
     _check_tensors(path / WEIGHTS, len(label_names))
 
 

@@ -33,6 +33,7 @@ from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import new_tensor_directory
 from foretaste.victim.manifest import MANIFEST, BaseReference, Manifest, Place, read_manifest, seal, strategy_of
 from foretaste.victim.module import TextModule
+from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full, Strategy
 
 __all__ = ["load_classifier", "load_victim", "save_classifier"]
@@ -154,7 +155,7 @@ def _place(location: str | None, path: Path) -> Place | None:
 
 
 def _relative(location: str, path: Path) -> str | None:
-    return os.path.relpath(location, path) if Path(location).is_dir() else None
+    return os.path.relpath(location, path) if location not in EMBEDDED and Path(location).is_dir() else None
 
 
 def _tidy_adapter(path: Path, location: str) -> None:

@@ -221,9 +221,10 @@ def find_base(reference: BaseReference, path: Path, override: Base | str | Path 
     """
     if isinstance(override, Base):
         return override
-    if override is not None:
-        return _open(str(override), None, True, depth)
     under = None if reference.adapter_base is None else reference.adapter_base.seen_from(path)
+    if override is not None:
+        is_adapter = (Path(override) / "adapter_config.json").exists()
+        return _open(str(override), under if is_adapter else None, True, depth)
     return _open(reference.seen_from(path), under, False, depth)
 
 

@@ -25,9 +25,13 @@ def find_directory(location: str, *, may_download: bool = True) -> Path:
     if location in EMBEDDED:
         return _minilm_path()
     path = Path(location)
-    if path.is_dir():
+    try:
+        is_directory, is_there = path.is_dir(), path.exists()
+    except OSError as error:  # a name that no file system takes
+        raise ModelError(f"{location[:60]!r}... is no place: {error.strerror}.", code="not_found") from error
+    if is_directory:
         return path
-    if path.exists() or location.startswith((".", "/", "~")) or location.count("/") != 1:
+    if is_there or location.startswith((".", "/", "~")) or location.count("/") != 1:
         raise ModelError(
             f"No checkpoint at {location!r}; give a directory, a hub id (owner/name), `minilm` or `minilm-l3`.",
             code="not_found",
