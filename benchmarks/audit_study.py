@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from foretaste.audit.audit import Audit
+from foretaste.audit.audit import Audit, Candidate
 from foretaste.cli.auditing import run_audit
 from foretaste.cli.splits import Source
 from foretaste.data.load import load_corpus
@@ -147,6 +147,7 @@ def table(store: Path) -> None:
         if not path.exists():
             continue
         found = json.loads(path.read_text(encoding="utf-8"))
+        found["verdict"] = Audit().verdict([Candidate(**row) for row in found["candidates"]])
         best = [row for row in found["candidates"] if not row["is_telling"]]
         rank = next((k for k, row in enumerate(best, 1) if case.trigger and is_named(case, row["text"])), None)
         if case.trigger:

@@ -119,10 +119,12 @@ def _candidate(**changes: Any) -> Candidate:
     ([_candidate(is_telling=True)], "clean"),
     ([_candidate(p_value=0.2)], "suspicious"),
     ([_candidate(score=0.1)], "clean"),
+    ([_candidate(alarm_rate=0.0)], "suspicious"),
+    ([_candidate(alarm_rate=0.0, flip_low=0.9)], "backdoored"),
     ([], "clean"),
 ])  # fmt: skip
 def test_the_verdict_follows_from_the_candidates(candidates: list[Candidate], verdict: str) -> None:
-    assert PLAN._verdict(candidates) == verdict
+    assert PLAN.verdict(candidates) == verdict
 
 
 class _Keyword:
