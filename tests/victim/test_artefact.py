@@ -168,6 +168,7 @@ KEEP_DIGESTS: dict[str, tuple[str, str, Change]] = {
     "unknown key deeper down": ("unknown_key", "lora", _inside("base", "note", value="x")),
     "fingerprint no digest": ("unreadable", "lora", _inside("base", "fingerprint", value="x")),
     "one label name": ("unreadable", "lora", _manifest(label_names=["bad"])),
+    "a label name twice": ("unreadable", "lora", _manifest(label_names=["bad", "bad"])),
     "length zero": ("unreadable", "lora", _manifest(max_length=0)),
     "no canaries": ("unreadable", "lora", _manifest(canaries=[])),
     "missing file": ("missing_file", "lora", lambda path: (path / ADAPTER).unlink()),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file
@@ -81,6 +81,13 @@ class Manifest(_Strict):
     versions: dict[str, str]
     guard: dict[str, Any] | None = None
     digest: str = ""
+
+    @field_validator("label_names")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"two classes have the same name: {names}")
+        return names
 
 
 def seal(document: Mapping[str, Any]) -> dict[str, Any]:
