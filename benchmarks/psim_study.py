@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["run"])
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--default", default="lora", choices=RECIPES, help="recipe of the headline table")
+    parser.add_argument("--default", default="both", choices=RECIPES, help="recipe of the headline table")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="this seed only: one process per seed and core")
     parser.add_argument("--kind", choices=KINDS, help="these pieces only")
     arguments = parser.parse_args()

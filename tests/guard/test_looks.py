@@ -71,11 +71,15 @@ def test_a_reference_that_cannot_be_used_is_refused(features: Any, message: str)
 NUMBERS = st.floats(-1e6, 1e6)
 
 
-@given(clean=st.lists(NUMBERS, min_size=2, max_size=60), score=NUMBERS)
-def test_within_the_clean_scores_it_is_the_p_value(clean: list[float], score: float) -> None:
-    score = min(score, max(clean))
-    p_value = (1 + sum(c >= score for c in clean)) / (1 + len(clean))
-    assert surprise([score], clean)[0] == pytest.approx(-np.log10(p_value))
+@given(clean=st.lists(NUMBERS, min_size=2, max_size=60))
+def test_at_a_clean_score_it_is_the_p_value(clean: list[float]) -> None:
+    p_values = [(1 + sum(c >= score for c in clean)) / (1 + len(clean)) for score in clean]
+    np.testing.assert_allclose(surprise(clean, clean), -np.log10(p_values), rtol=1e-6, atol=1e-9)
+
+
+def test_between_two_clean_scores_it_lies_between_theirs_and_does_not_tie() -> None:
+    below, *inside, above = surprise([2.0, 2.1, 2.5, 2.9, 3.0], range(9))
+    assert below < inside[0] < inside[1] < inside[2] < above
 
 
 @given(clean=st.lists(NUMBERS, min_size=2, max_size=60), scores=st.lists(NUMBERS, min_size=2, max_size=20))
@@ -106,7 +110,7 @@ def test_arrays_of_another_shape_or_kind_are_refused() -> None:
         {"directions": np.full((45, 7), np.inf, dtype=np.float32)},
         {"directions": 3 * arrays["directions"]},
         {"directions": arrays["directions"][:9]},
-        {"clean_distance": arrays["clean_distance"][:-1]},
+        {"ranked_distance": arrays["ranked_distance"][:-1]},
         {"more": np.zeros(1)},
     ):
         with pytest.raises(DataError):

@@ -66,20 +66,22 @@ class Distance:
 def surprise(scores: ArrayLike, clean: ArrayLike) -> Array:
     """Return -log10 of each score's p-value against clean scores `(R,)`: `(N,) float64`, NaN for NaN.
 
-    The p-value is the share of clean scores that are as high, at least 1 / (R + 1). Above the highest clean score,
-    where the share says no more, it goes on falling with the distance from there (an exponential tail with the mean
-    excess of the highest tenth), so that scores keep their order.
+    The p-value of a clean score is the share of clean scores that are as high, at least 1 / (R + 1); in between its
+    logarithm is interpolated, so that no two scores tie that differ: what ties with the threshold passes. Above the
+    highest clean score it goes on falling with the distance from there (an exponential tail with the mean excess of the
+    highest tenth).
 
-    >>> surprise([0.5, 89.5], range(99)).round(2).tolist()
-    [0.0, 1.0]
+    >>> surprise([0, 89.5, 90, 98], range(99)).round(2).tolist()
+    [0.0, 0.98, 1.0, 1.7]
     """
     ordered, numbers = np.sort(np.asarray(clean, dtype=np.float64)), np.asarray(scores, dtype=np.float64)
     total = len(ordered)
-    above = total - np.searchsorted(ordered, numbers, side="left")  # how many clean scores are as high
+    knots, first = np.unique(ordered, return_index=True)
+    levels = -np.log10((total - first + 1) / (total + 1))  # total - first: how many clean scores are as high
     tail = ordered[-max(2, total // 10) :]
     excess = max(float(tail.mean() - tail[0]), 1e-9 * max(1.0, abs(float(ordered[-1]))))
     beyond = np.clip(numbers - ordered[-1], 0.0, None) / excess / np.log(10.0)
-    result: Array = np.where(np.isnan(numbers), np.nan, -np.log10((above + 1) / (total + 1)) + beyond)
+    result: Array = np.interp(numbers, knots, levels) + beyond  # NaN stays NaN
     return result
 
 
@@ -108,8 +110,8 @@ class Looks:
         """Return the arrays to save, by name."""
         return {
             "directions": self.distance.directions,
-            "clean_certainty": self.clean_certainty,
-            "clean_distance": self.clean_distance,
+            "ranked_certainty": self.clean_certainty,
+            "ranked_distance": self.clean_distance,
         }
 
     @classmethod
@@ -119,11 +121,11 @@ class Looks:
         Raises:
             DataError: arrays that are missing, of another shape or type, not finite, or not unit vectors.
         """
-        kept, ranked = len(arrays.get("directions", ())), len(arrays.get("clean_certainty", ()))
+        kept, ranked = len(arrays.get("directions", ())), len(arrays.get("ranked_certainty", ()))
         expected: dict[str, tuple[tuple[int, ...], Any]] = {
             "directions": ((kept, width), np.float32),
-            "clean_certainty": ((ranked,), np.float64),
-            "clean_distance": ((ranked,), np.float64),
+            "ranked_certainty": ((ranked,), np.float64),
+            "ranked_distance": ((ranked,), np.float64),
         }
         if arrays.keys() != expected.keys() or ranked < 2 or kept < FEWEST:
             raise DataError(f"expected the arrays {', '.join(expected)}, found {', '.join(sorted(arrays)) or 'none'}.")
@@ -132,7 +134,7 @@ class Looks:
                 raise DataError(f"{name} is not a finite {np.dtype(kind)} array of shape {shape}.")
         if np.abs(np.linalg.norm(arrays["directions"], axis=1) - 1.0).max() > 1e-3:
             raise DataError("directions are not vectors of length 1.")  # longer ones would make every text look near
-        return cls(Distance(arrays["directions"]), arrays["clean_certainty"], arrays["clean_distance"])
+        return cls(Distance(arrays["directions"]), arrays["ranked_certainty"], arrays["ranked_distance"])
 
     def score(self, predictions: Predictions, view: View) -> Array:
         """Return one score per text, `(N,) float64`, higher = more suspicious; NaN if a number is not finite."""
