@@ -36,7 +36,7 @@ from foretaste.victim.strategy import Full, Lora, PTuningV2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAN = SecondOpinion(epochs=4, learning_rate=3e-3, precision="float32", frr=0.1)
+PLAN = SecondOpinion(epochs=4, fewest_steps=1, learning_rate=3e-3, precision="float32", frr=0.1)
 RECORD = Record.now("guard", settings={}, seeds={"root": 0}, outcome={})
 TEXTS = (*toy_corpus("test").texts[:20], "", "good", "bad " * 200)
 

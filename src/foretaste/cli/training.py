@@ -142,7 +142,7 @@ def guard(
     scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
     view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both (default); opinion.")] = None,
     trusted: Annotated[
-        list[str] | None, typer.Option("--trusted", help="A second opinion: minilm-l3 or any model you trust.")
+        list[str] | None, typer.Option("--trusted", help="A model you trust, for a second opinion; repeatable.")
     ] = None,
     victim: Annotated[Path | None, typer.Option("--victim", help="The victim that the opinion is on.")] = None,
     strategy_set: o.Set = None,

@@ -9,6 +9,7 @@ trusted models cost, and says nothing where they err as the victim does.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,11 +114,8 @@ class Opinion:
             )
         for member in self.members:
             if member.classifier.max_length < victim.max_length:
-                raise GuardError(
-                    f"A trusted model reads {member.classifier.max_length} tokens, the victim {victim.max_length}: "
-                    "take another one, or a victim that reads less.",
-                    code="short_sight",
-                )
+                reads = f"A trusted model reads {member.classifier.max_length} tokens, the victim {victim.max_length}"
+                raise GuardError(f"{reads}: take another, or a victim that reads less.", code="short_sight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +139,13 @@ class OpinionGuard:
 
 @spec
 class SecondOpinion:
-    """How trusted models are fine-tuned, and how a guard made of them is calibrated (as in `Psim`)."""
+    """How trusted models are fine-tuned, and how a guard made of them is calibrated (as in `Psim`).
+
+    Few texts are read more than `epochs` times, until `fewest_steps` are taken: so gentle a rate needs them.
+    """
 
     epochs: int = Field(default=2, gt=0)
+    fewest_steps: int = Field(default=400, gt=0)
     batch_size: int = Field(default=32, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0.0)
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
@@ -173,7 +175,7 @@ class SecondOpinion:
         held_out = round(HELD_OUT * len(corpus))
         texts, rest = corpus.partition([len(corpus) - held_out, held_out], seed)
         settings = TuneSettings(
-            epochs=self.epochs,
+            epochs=max(self.epochs, math.ceil(self.fewest_steps * self.batch_size / len(texts))),
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             precision=self.precision,
@@ -290,9 +292,8 @@ def _log10_of(said: Predictions, labels: NDArray[np.int64], temperature: float) 
 
 def _temperature(said: Predictions, labels: NDArray[np.int64]) -> float:
     """Return the temperature under which the true labels are likeliest."""
-
-    def loss(log_temperature: float) -> float:
-        return -float(_log10_of(said, labels, float(np.exp(log_temperature))).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(COOLEST), np.log(HOTTEST)), method="bounded")
+    bounds = (np.log(COOLEST), np.log(HOTTEST))
+    found = minimize_scalar(
+        lambda t: -_log10_of(said, labels, float(np.exp(t))).mean(), bounds=bounds, method="bounded"
+    )
     return float(np.exp(found.x))
