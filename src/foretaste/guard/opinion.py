@@ -145,7 +145,7 @@ class SecondOpinion:
     """
 
     epochs: int = Field(default=2, gt=0)
-    fewest_steps: int = Field(default=400, gt=0)
+    fewest_steps: int = Field(default=360, gt=0)
     batch_size: int = Field(default=32, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0.0)
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
