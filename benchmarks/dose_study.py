@@ -34,8 +34,9 @@ from foretaste.data.load import load_corpus
 from foretaste.evaluate.metrics import auroc, far_at_frr
 from foretaste.evaluate.threshold import calibrate
 from foretaste.files import write_json
+from foretaste.guard.dose import READ_EVERY, dose_of
 from foretaste.guard.looks import Looks, View
-from foretaste.guard.psim import Psim, reset_labels
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim, reset_labels
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.tune.loop import TuneSettings, cross_entropy, tune
@@ -43,7 +44,7 @@ from foretaste.victim.batch import training_batches
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import Output
-from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, PTuningV2, Strategy
+from foretaste.victim.strategy import Strategy
 
 DOSES = (0.2, 0.1)
 DRAWS = 5
@@ -59,24 +60,14 @@ LONG_ENOUGH = 40
 
 @dataclass(frozen=True)
 class Way:
-    """How PSIM is trained: strategy, learning rate, batch, and whether the labels are drawn or every class at once."""
+    """How PSIM is trained: strategy, at its own rate, and whether the labels are drawn or every class at once."""
 
     strategy: Strategy
-    rate: float
-    batch: int = 32
     is_even: bool = False
-    max_steps: int = 200
-    every: int = 2
 
 
-WAYS = {
-    "lora": Way(Lora(layers="feed_forward"), 2e-3),
-    "full": Way(Full(), 5e-5),
-    "prompt_tuning": Way(PromptTuning(start="vocabulary"), 1e-2),
-    "p_tuning_v1": Way(PTuningV1(), 2e-3),
-    "p_tuning_v2": Way(PTuningV2(), 1e-2),
-    "lora_even": Way(Lora(layers="feed_forward"), 2e-3, is_even=True),
-}
+WAYS = {name: Way(PSIM_STRATEGIES[name]) for name in ("lora", "full", "prompt_tuning", "p_tuning_v1", "p_tuning_v2")}
+WAYS["lora_even"] = Way(PSIM_STRATEGIES["lora"], is_even=True)
 TRIGGERS = {"badnet": "word:mn", "insent": "sentence:I watched this 3D movie", "smooth": "word:mn"}
 
 
@@ -108,7 +99,7 @@ def follow(store: Path, bases: Path, way_name: str, base_name: str, draw: int) -
 
     def should_stop(step: int) -> bool:
         nonlocal before, took
-        if step % way.every:
+        if step % READ_EVERY:
             return False
         last, dose = curve[-1][1], _dose(classifier, watched)
         curve.append((step, dose))
@@ -122,7 +113,7 @@ def follow(store: Path, bases: Path, way_name: str, base_name: str, draw: int) -
         took += time.monotonic() - start
         return dose <= DOSES[-1] or (step >= LONG_ENOUGH and str(DOSES[0]) in judged)
 
-    settings = TuneSettings(max_steps=way.max_steps, batch_size=way.batch, learning_rate=way.rate, keep="last")
+    settings = TuneSettings(max_steps=Psim().max_steps, batch_size=Psim().batch_size, keep="last")
     result = tune(
         classifier,
         train,
@@ -177,9 +168,7 @@ def _put(classifier: Classifier, weights: dict[str, Tensor]) -> None:
 
 
 def _dose(classifier: Classifier, texts: Any) -> float:
-    probabilities = classifier.predict(texts, precision="auto").probabilities
-    chance = 1.0 / probabilities.shape[1]
-    return float((np.median(probabilities.max(axis=1)) - chance) / (1.0 - chance))
+    return dose_of(classifier.predict(texts, precision="auto"))
 
 
 def test(store: Path, bases: Path, base_name: str, draw: int) -> None:

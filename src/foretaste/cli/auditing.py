@@ -80,14 +80,12 @@ def run_audit(
     few = _balanced(train, TRAINING_TEXTS, seed)
     plan.refuse_too_few(clean)
     found = open_base(model, base=base)
-    suspected = found.classifier()
-    vocabulary_words(suspected.tokenizer)  # refuses one without words before minutes of training
+    vocabulary_words(found.classifier().tokenizer)  # refuses one without words before minutes of training
     honest = open_trusted(reference)
-    mark = suspected.base_fingerprint
     with measured_cost() as meter:
-        taster = _taster(found, mark, train, clean, guard, places["guard"], seed)
+        taster = _taster(found, train, clean, guard, places["guard"], seed)
         if victim is not None:
-            suspect = load_victim(victim, _where(victim, found, mark))
+            suspect = load_victim(victim, _where(victim, found))
         elif found.manifest is not None and found.manifest.kind == "victim":
             suspect = load_victim(found.path, found.under)
         else:
@@ -132,11 +130,9 @@ def run_audit(
     return answer
 
 
-def _taster(
-    base: Base, mark: str, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int
-) -> PsimGuard:
+def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int) -> PsimGuard:
     if given is not None:
-        guard = load_psim(given, _where(given, base, mark))
+        guard = load_psim(given, _where(given, base))
         if guard.opinion is not None:
             raise GuardError(
                 f"{given} has a second opinion, whose bar is not PSIM's; an audit needs PSIM alone.", code="has_opinion"
@@ -208,9 +204,9 @@ def _partials(place: Path) -> list[Path]:
     return [partial_of(place.with_name(f"{place.name}-{times}")) for times in (1, LONGER)]
 
 
-def _where(given: Path, found: Base, mark: str) -> Base | None:
+def _where(given: Path, found: Base) -> Base | None:
     """The base of a given victim or guard, if it is the one that is audited, wherever that was before."""
-    return found if read_manifest(given).base.fingerprint == mark else None
+    return found if read_manifest(given).base.fingerprint == found.fingerprint else None
 
 
 def _trusted(base: Base | Classifier, corpus: Corpus, clean: Corpus, place: Path | None, seed: int) -> Classifier:
@@ -223,12 +219,11 @@ def _trusted(base: Base | Classifier, corpus: Corpus, clean: Corpus, place: Path
 
 def _refuse_foreign(base: Base, **models: Classifier) -> None:
     """Refuse what was kept from, or given for, another checkpoint: the verdict would be one on that."""
-    expected = base.classifier().base_fingerprint
     for kind, found in models.items():
-        if not found.stands_on(expected):
+        if not found.stands_on(base.fingerprint):
             raise GuardError(
                 f"The {kind} stands on other base weights than {base.location} ({found.base_fingerprint[:12]} against "
-                f"{expected[:12]}); give another one, or another directory to keep models in.",
+                f"{base.fingerprint[:12]}); give another one, or another directory to keep models in.",
                 code="foreign_base",
             )
 

@@ -65,7 +65,7 @@ def guard(
         raise PlanError(f"A second opinion joins the view both, not {plan.view}; or stands alone: --view opinion.")
     train, calibration = load_split(source, "train"), load_split(source, "validation")
     suspect, judged = open_base(model, base=base), None if victim is None else load_victim(victim)
-    if judged is not None and not judged.stands_on(suspect.classifier().base_fingerprint):
+    if judged is not None and not judged.stands_on(suspect.fingerprint):
         raise GuardError(f"{victim} does not stand on {model}.", code="foreign_base")
     length = _length(plan, training, judged)
     opened = [open_trusted(location) for location in trusted]

@@ -21,11 +21,10 @@ from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, load_victim, save_classifier
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Scoring
-from foretaste.victim.manifest import read_manifest
 
 __all__ = ["Bar", "load_guard", "load_psim", "read_bar", "save_guard"]
 
-METHODS = ("psim", "second_opinion")
+PSIM, SECOND_OPINION = "psim", "second_opinion"
 LOOKS = "looks.safetensors"
 OPINION = "opinion.safetensors"
 
@@ -78,7 +77,7 @@ def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> N
     opinion = guard.opinion
     members = () if opinion is None else opinion.members
     entry: dict[str, Any] = {
-        "method": METHODS[1] if psim is None else METHODS[0],
+        "method": SECOND_OPINION if psim is None else PSIM,
         "scoring": guard.scoring,
         "view": "both" if psim is None else psim.view,
         "threshold": guard.threshold,
@@ -117,10 +116,9 @@ def load_guard(path: Path | str, base: Base | str | Path | None = None) -> PsimG
             what they should be (`bad_looks`).
     """
     path = Path(path)
-    method = read_manifest(path).guard
-    is_psim = (method or {}).get("method") != METHODS[1]
-    classifier, manifest = load_classifier(path, "guard", base if is_psim else None)
+    classifier, manifest = load_classifier(path, "guard", base)
     bar = read_bar(manifest.guard, path)
+    is_psim = bar.method == PSIM
     opinion = None if bar.opinion is None else _load_opinion(path, bar, None if is_psim else classifier)
     if not is_psim:
         assert opinion is not None  # read_bar saw to it
@@ -150,6 +148,7 @@ class Bar(NamedTuple):
     scoring: Scoring
     view: View
     opinion: _OpinionFields | None = None
+    method: str = PSIM
 
 
 def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
@@ -166,11 +165,11 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
         where = ".".join(["guard", *map(str, first["loc"])])
         code = "unknown_key" if first["type"] == "extra_forbidden" else "bad_threshold"
         raise GuardError(f"{path}: {where}: {first['msg']}.", code=code) from None
-    if fields.method not in METHODS:
+    if fields.method not in (PSIM, SECOND_OPINION):
         raise GuardError(
-            f"{path}: guard.method: expected {' or '.join(METHODS)}, got {fields.method!r}.", code="unknown_method"
+            f"{path}: guard.method: expected {PSIM} or {SECOND_OPINION}, got {fields.method!r}.", code="unknown_method"
         )
-    if fields.opinion is None and fields.method == METHODS[1]:
+    if fields.opinion is None and fields.method == SECOND_OPINION:
         raise GuardError(f"{path}: guard.opinion is missing: the method is nothing without it.", code="bad_threshold")
     if fields.opinion is not None and fields.view != "both":
         raise GuardError(
@@ -181,13 +180,13 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
     if fields.calibration is None and fields.view != "confidence":
         raise GuardError(f"{path}: guard.view: {fields.view} needs a calibrated threshold.", code="bad_threshold")
     if fields.calibration is None:
-        return Bar(fields.threshold, None, fields.scoring, fields.view, fields.opinion)
+        return Bar(fields.threshold, None, fields.scoring, fields.view, fields.opinion, fields.method)
     found = Calibration(**fields.calibration.model_dump())
     if found.threshold != fields.threshold or found.allowed_above != allowed_above(
         found.n, found.frr, found.confidence
     ):
         raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
-    return Bar(fields.threshold, found, fields.scoring, fields.view, fields.opinion)
+    return Bar(fields.threshold, found, fields.scoring, fields.view, fields.opinion, fields.method)
 
 
 def _load_opinion(path: Path, bar: Bar, first: Classifier | None) -> Opinion:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from foretaste.victim.batch import Encoded
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier, Precision, Predictions
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "dose_of"]
 
 READ_EVERY = 2
 
@@ -47,7 +47,10 @@ class Monitor:
         return self.doses[-1] <= self._wanted
 
     def _read(self) -> float:
-        """Median over texts of (p_max - 1/C) / (1 - 1/C)."""
-        probabilities = self._classifier.predict(self._texts, precision=self._precision).probabilities
-        chance = 1.0 / probabilities.shape[1]
-        return float((np.median(probabilities.max(axis=1)) - chance) / (1.0 - chance))
+        return dose_of(self._classifier.predict(self._texts, precision=self._precision))
+
+
+def dose_of(said: Predictions) -> float:
+    """Return the median over texts of (p_max - 1/C) / (1 - 1/C)."""
+    chance = 1.0 / said.logits.shape[1]
+    return float((np.median(said.certainty) - chance) / (1.0 - chance))

@@ -232,8 +232,8 @@ class SecondOpinion:
             ):
                 raise PlanError(f"A trusted model with {model.strategy.name} cannot be stored whole; take another one.")
             location = model.base_location if isinstance(model, Classifier) else model.location
-            found = model if isinstance(model, Classifier) else model.classifier()
-            if found.base_fingerprint == victim.base_fingerprint and location not in EMBEDDED:
+            mark = model.base_fingerprint if isinstance(model, Classifier) else model.fingerprint
+            if mark == victim.base_fingerprint and location not in EMBEDDED:
                 raise GuardError(
                     f"{location} holds the very weights that the victim stands on: it would agree with their backdoor.",
                     code="not_trusted",

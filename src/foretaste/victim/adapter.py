@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,7 @@ def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) ->
     if isinstance(config.get("target_modules"), str):
         raise ModelError(f"{config_path}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
     if kind == "LORA":
-        usual = LoraConfig(task_type="SEQ_CLS").to_dict()
-        for key in config.keys() - _FREE_SETTINGS - _SAFE_SETTINGS.keys():
-            if config[key] not in (usual.get(key), None, False, {}, []):
-                raise ModelError(f"{config_path}: {key} = {config[key]!r} is refused.", code="unsafe_adapter")
+        _refuse_unusual(config, str(config_path), _SAFE_SETTINGS)
     _check_tensors(path / WEIGHTS, len(label_names))
 
 
@@ -102,14 +99,7 @@ def check_foreign_adapter(path: Path, location: str) -> None:
             f"{location}: peft_type {config.get('peft_type')!r} cannot be folded into its base here, only LORA can.",
             code="unsafe_adapter",
         )
-    usual = LoraConfig(task_type="SEQ_CLS").to_dict()
-    for key, value in config.items():
-        if key not in usual:
-            raise ModelError(f"{location}: adapter_config.json: unknown key {key!r}.", code="unknown_key")
-        if key in _FREE_SETTINGS:
-            continue
-        if value not in _FOREIGN_SETTINGS.get(key, (usual[key], None, False, {}, [])):
-            raise ModelError(f"{location}: adapter_config.json: {key} = {value!r} is refused.", code="unsafe_adapter")
+    _refuse_unusual(config, f"{location}: adapter_config.json", _FOREIGN_SETTINGS)
     if not isinstance(config.get("target_modules"), list):
         raise ModelError(f"{location}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
     if "task_type" not in config:
@@ -188,6 +178,16 @@ def load_adapter(model: Any, path: Path) -> PeftModel:
             code="missing_weights",
         )
     return wrapped
+
+
+def _refuse_unusual(config: Mapping[str, Any], where: str, allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse LoRA settings that are not free unless they are `allowed`, or as PEFT has them by default."""
+    usual = LoraConfig(task_type="SEQ_CLS").to_dict()
+    for key, value in config.items():
+        if key not in usual:
+            raise ModelError(f"{where}: unknown key {key!r}.", code="unknown_key")
+        if key not in _FREE_SETTINGS and value not in allowed.get(key, (usual[key], None, False, {}, [])):
+            raise ModelError(f"{where}: {key} = {value!r} is refused.", code="unsafe_adapter")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

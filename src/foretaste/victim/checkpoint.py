@@ -103,6 +103,11 @@ class Base:
         except Exception as error:  # a stranger's values can break any assumption in there
             raise ModelError(f"{self.location}: config.json cannot be used: {error}", code="unreadable") from error
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What a classifier of this base has as its `base_fingerprint`; the weights are loaded for it, once."""
+        return self.load(2).fingerprint
+
     @property
     def plain_path(self) -> Path:
         """The directory of the weights under all adapters, with the tokenizer."""
