@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from foretaste.errors import ForetasteError
 from foretaste.evaluate.metrics import attack_success_rate, auroc, clean_accuracy, far_at_frr
 from foretaste.evaluate.threshold import calibrate, is_flagged
 from foretaste.guard.looks import View
-from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
+from foretaste.guard.transplant import Transplant, TransplantTest
 from foretaste.poison.attack import Attack, Evasion, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
@@ -35,11 +38,12 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import Base, open_base
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.classifier import Classifier, Predictions
 from foretaste.victim.strategy import Full, Lora
 
 SEEDS = (0, 1, 2)
 VIEWS: tuple[View, ...] = ("confidence", "distance", "both")
+TRANSPLANTS = "transplants"  # beside both
 LENGTH = 64
 BASE_SIZE = VICTIM_SIZE = 2500
 TEST_SIZE = 600
@@ -115,14 +119,17 @@ def make_cell(store: Path, name: str, seed: int) -> Record:
         outcome["base"] = _judge(model, part, directions)
         outcome["victim"] = _judge(victim, part, directions)
         guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
-        outcome["guard"] = judge_guard(guard, victim, validation, part, directions)
+        test = TransplantTest().fit(guard.score, victim, train, seed=seed)
+        outcome["guard"] = judge_guard(guard, victim, validation, part, directions, test, home / "scores.npz")
         if name == "adapter":
             merged = open_base(home / "victim")
             guard = Psim().fit(merged, train, validation, seed=seed, max_length=LENGTH)
-            outcome["guard_of_merged"] = judge_guard(guard, victim, validation, part, directions)
+            test = TransplantTest().fit(guard.score, victim, train, seed=seed)
+            outcome["guard_of_merged"] = judge_guard(guard, victim, validation, part, directions, test)
         if (name, seed) in PROMISED:
-            outcome["promise"] = _keep_promise(base, seed)
+            outcome["promise"] = _keep_promise(base, victim, seed)
     settings = {"cell": name, "attack": plan, "psim": Psim(), "victim": VICTIM, "base": POISONING, "max_length": LENGTH}
+    settings["transplants"] = TransplantTest()
     return Record.now(
         "evaluate",
         settings=settings,
@@ -168,38 +175,47 @@ def _judge(classifier: Classifier, part: Corpus, directions: list[tuple[int, Cor
 
 
 def judge_guard(
-    guard: PsimGuard, victim: Classifier, validation: Corpus, part: Corpus, directions: list[tuple[int, Corpus]]
+    guard: PsimGuard,
+    victim: Classifier,
+    validation: Corpus,
+    part: Corpus,
+    directions: list[tuple[int, Corpus]],
+    transplant: Transplant | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """One fit, three views, each calibrated on the validation split."""
-    looks = guard.looks
-    assert looks is not None
-    held_out, clean = guard.predict(validation.texts), guard.predict(part.texts)
-    triggered = [guard.predict(texts.texts) for _, texts in directions]
-    answers = victim.predict(part.texts).labels
-    fooled = [victim.predict(texts.texts).labels for _, texts in directions]
+    """One fit in three views, and with transplants beside both; each calibrated on the validation split.
+
+    The scores of validation, test and triggered texts are kept in the file `kept`.
+    """
+    corpora = [validation, part, *(texts for _, texts in directions)]
+    answers = [victim.predict(corpus.texts) for corpus in corpora]
+    scores, seconds = _scores(guard, victim, transplant, corpora, answers)
+    if kept is not None:
+        names = ["validation", "test", *(f"triggered-{target}" for target, _ in directions)]
+        flat = {f"{n} {v}": own[v] for n, own in zip(names, scores, strict=True) for v in own}
+        np.savez_compressed(kept, **flat, **{f"{n} answers": a.labels for n, a in zip(names, answers, strict=True)})  # type: ignore[arg-type]
+    held_out, clean, *triggered = scores
     views: dict[str, Any] = {}
-    for view in VIEWS:
-        bar = calibrate(looks.score(held_out, view)).threshold
-        low = looks.score(clean, view)
+    for view, low in clean.items():
+        bar = calibrate(held_out[view]).threshold
         refused = is_flagged(low, bar)
         found = []
-        for (target, _), predictions, labels in zip(directions, triggered, fooled, strict=True):
-            high = looks.score(predictions, view)
-            is_stopped = is_flagged(high, bar)
+        for (target, _), own, said in zip(directions, triggered, answers[2:], strict=True):
+            is_stopped = is_flagged(own[view], bar)
             found.append(
                 {
-                    "auroc": auroc(low, high),
-                    "far_at_1": far_at_frr(low, high, 0.01).value,
-                    "far_at_5": far_at_frr(low, high, 0.05).value,
+                    "auroc": auroc(low, own[view]),
+                    "far_at_1": far_at_frr(low, own[view], 0.01).value,
+                    "far_at_5": far_at_frr(low, own[view], 0.05).value,
                     "far": float(np.mean(~is_stopped)),
-                    "attack_success_rate": attack_success_rate(labels, target, is_stopped).value,
-                    "n": len(labels),
+                    "attack_success_rate": attack_success_rate(said.labels, target, is_stopped).value,
+                    "n": len(is_stopped),
                 }
             )
         views[view] = {
             "threshold": bar,
             "frr": float(np.mean(refused)),
-            "clean_accuracy": clean_accuracy(part.labels, answers, refused).value,
+            "clean_accuracy": clean_accuracy(part.labels, answers[1].labels, refused).value,
             "directions": found,
         }
     return {
@@ -207,18 +223,45 @@ def judge_guard(
         "steps": guard.training.steps if guard.training else None,
         "doses": guard.doses,
         "is_blind": guard.is_blind,
+        "seconds": seconds,
     }
 
 
-def _keep_promise(base: Base, seed: int) -> dict[str, Any]:
-    """Calibrate 1,000 times on 872 clean texts drawn anew; how often are more than 1 % of all others refused?"""
-    train, validation, test = (load_corpus("sst2", split) for split in ("train", "validation", "test"))
-    fitted, rest = train.partition([PROMISE_SIZE, len(train) - PROMISE_SIZE], seed)
-    guard = Psim().fit(base, fitted, validation, seed=seed, max_length=LENGTH)
+def _scores(
+    guard: PsimGuard,
+    victim: Classifier,
+    transplant: Transplant | None,
+    corpora: list[Corpus],
+    answers: list[Predictions],
+) -> tuple[list[dict[str, NDArray[np.float64]]], dict[str, float]]:
+    """Score every corpus in every view; beside it, what the clean test texts took in seconds."""
     looks = guard.looks
     assert looks is not None
-    predictions = guard.predict([*rest.texts, *validation.texts, *test.texts])
-    return {view: frr_of_draws(looks.score(predictions, view), seed) for view in VIEWS}
+    scores, seconds = [], dict[str, float]()
+    for number, (corpus, said) in enumerate(zip(corpora, answers, strict=True)):
+        start = time.monotonic()
+        predictions = guard.predict(corpus.texts)
+        own: dict[str, NDArray[np.float64]] = {view: looks.score(predictions, view) for view in VIEWS}
+        psim = time.monotonic() - start
+        if transplant is not None:
+            bound = replace(guard, transplant=transplant)
+            own[TRANSPLANTS] = bound.behind(victim, said, corpus.texts, own["both"])
+        if number == 1:
+            seconds = {"psim": psim, TRANSPLANTS: time.monotonic() - start - psim}
+        scores.append(own)
+    return scores, seconds
+
+
+def _keep_promise(base: Base, victim: Classifier, seed: int) -> dict[str, Any]:
+    """Calibrate 1,000 times on 872 clean texts drawn anew; how often are more than 1 % of all others refused?"""
+    train, validation, test_texts = (load_corpus("sst2", split) for split in ("train", "validation", "test"))
+    fitted, rest = train.partition([PROMISE_SIZE, len(train) - PROMISE_SIZE], seed)
+    guard = Psim().fit(base, fitted, validation, seed=seed, max_length=LENGTH)
+    test = TransplantTest().fit(guard.score, victim, fitted, seed=seed)
+    texts = [*rest.texts, *validation.texts, *test_texts.texts]
+    pool = Corpus.of("pool", texts, [0] * len(texts), rest.label_names)
+    (scores,), _ = _scores(guard, victim, test, [pool], [victim.predict(texts)])
+    return {view: frr_of_draws(own, seed) for view, own in scores.items()}
 
 
 def frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adaptive_study import ATTACKS, PROMISED, SEEDS, VIEWS
+from adaptive_study import ATTACKS, PROMISED, SEEDS, TRANSPLANTS, VIEWS
 
 __all__ = ["tables"]
 
 Reader = Callable[[Any], float]
+ALL = (*VIEWS, TRANSPLANTS)
 
 
 def tables(store: Path) -> str:
@@ -33,13 +34,17 @@ def tables(store: Path) -> str:
 
 def _headline(names: Iterable[str], found: dict[str, list[Any]]) -> str:
     """What the attacker pays and what he keeps."""
-    head = ["attack", "seeds", "base CA", "base ASR", "victim CA", "victim ASR", "guarded CA", "guarded ASR"]
+    head = ["attack", "seeds", "base CA", "base ASR", "victim CA", "victim ASR", "guarded CA", "guarded ASR",
+            "CA with transplants", "ASR with transplants"]  # fmt: skip
     rows = []
     for name in names:
         readers = [
             *(reader for who in ("base", "victim") for reader in (_plain(who), _worse(who))),
-            lambda outcome: outcome["guard"]["views"]["both"]["clean_accuracy"],
-            _guarded("both", "attack_success_rate"),
+            *(
+                reader
+                for view in ("both", TRANSPLANTS)
+                for reader in (_kept(view), _guarded(view, "attack_success_rate"))
+            ),
         ]
         rows.append([name, str(len(found[name])), *(_spread(found[name], reader) for reader in readers)])
     return _table(head, rows)
@@ -47,22 +52,22 @@ def _headline(names: Iterable[str], found: dict[str, list[Any]]) -> str:
 
 def _separation(names: Iterable[str], found: dict[str, list[Any]]) -> str:
     """How well each view's scores tell triggered texts from clean ones."""
-    head = ["attack", "seeds", *(f"{what}, {view}" for what in ("AUROC", "FAR at 1 % FRR") for view in VIEWS)]
+    head = ["attack", "seeds", *(f"{what}, {view}" for what in ("AUROC", "FAR at 1 % FRR") for view in ALL)]
     rows = []
     for name in names:
-        cells = [_spread(found[name], _guarded(view, "auroc", min), percent=False) for view in VIEWS]
-        cells += [_spread(found[name], _guarded(view, "far_at_1")) for view in VIEWS]
+        cells = [_spread(found[name], _guarded(view, "auroc", min), percent=False) for view in ALL]
+        cells += [_spread(found[name], _guarded(view, "far_at_1")) for view in ALL]
         rows.append([name, str(len(found[name])), *cells])
     return _table(head, rows)
 
 
 def _bars(names: Iterable[str], found: dict[str, list[Any]]) -> str:
     """What passes at the calibrated threshold, and what that refuses of clean texts."""
-    head = ["attack", "seeds", *(f"{what}, {view}" for view in VIEWS for what in ("FRR", "FAR"))]
+    head = ["attack", "seeds", *(f"{what}, {view}" for view in ALL for what in ("FRR", "FAR"))]
     rows = []
     for name in names:
         cells = []
-        for view in VIEWS:
+        for view in ALL:
             cells += [_spread(found[name], _frr(view), digits=1), _spread(found[name], _guarded(view, "far"))]
         rows.append([name, str(len(found[name])), *cells])
     return _table(head, rows)
@@ -70,28 +75,30 @@ def _bars(names: Iterable[str], found: dict[str, list[Any]]) -> str:
 
 def _promises(found: dict[str, list[Any]]) -> str:
     """How often the promise of 1 % FRR is broken, over calibration sets drawn anew."""
-    head = ["base", "seed", *(f"{what}, {view}" for view in VIEWS for what in ("draws above 1 %", "mean FRR"))]
+    head = ["base", "seed", *(f"{what}, {view}" for view in ALL for what in ("draws above 1 %", "mean FRR"))]
     rows = []
     for name, seed in PROMISED:
         for record in (record for record in found[name] if record["seeds"]["root"] == seed):
             promise = record["outcome"]["promise"]
-            cells = [f"{100 * promise[v][key]:.{n}f} %" for v in VIEWS for key, n in (("share_above", 1), ("mean", 2))]
+            cells = [f"{100 * promise[v][key]:.{n}f} %" for v in ALL for key, n in (("share_above", 1), ("mean", 2))]
             rows.append([name, str(seed), *cells])
     return _table(head, rows)
 
 
 def _adapters(found: list[Any]) -> str:
     """A poisoned adapter on a clean base: what a guard of the base sees, and one of base and adapter merged."""
-    head = ["guard trained on", "seeds", "ASR of base + adapter", *(f"FAR at 1 % FRR, {view}" for view in VIEWS),
-            "FRR, both", "FAR, both", "guarded ASR"]  # fmt: skip
+    head = ["guard trained on", "seeds", "ASR of base + adapter", *(f"FAR at 1 % FRR, {view}" for view in ALL),
+            "FRR, both", "FAR, both", "guarded ASR", "FRR, transplants", "ASR with transplants"]  # fmt: skip
     rows = []
     for key, what in (("guard", "the base"), ("guard_of_merged", "base + adapter, merged")):
         cells = [
             _spread(found, _worse("victim")),
-            *(_spread(found, _guarded(view, "far_at_1", guard=key)) for view in VIEWS),
+            *(_spread(found, _guarded(view, "far_at_1", guard=key)) for view in ALL),
             _spread(found, _frr("both", key), digits=1),
             _spread(found, _guarded("both", "far", guard=key)),
             _spread(found, _guarded("both", "attack_success_rate", guard=key)),
+            _spread(found, _frr(TRANSPLANTS, key), digits=1),
+            _spread(found, _guarded(TRANSPLANTS, "attack_success_rate", guard=key)),
         ]
         rows.append([what, str(len(found)), *cells])
     return _table(head, rows)
@@ -103,6 +110,10 @@ def _plain(who: str) -> Reader:
 
 def _worse(who: str) -> Reader:
     return lambda outcome: max(float(entry["attack_success_rate"]) for entry in outcome[who]["directions"])
+
+
+def _kept(view: str) -> Reader:
+    return lambda outcome: float(outcome["guard"]["views"][view]["clean_accuracy"])
 
 
 def _frr(view: str, guard: str = "guard") -> Reader:

@@ -21,7 +21,7 @@ from foretaste.data.load import load_corpus
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.explain import Finding, explain
 from foretaste.guard.fragments import shared_fragments
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import parse_trigger
 

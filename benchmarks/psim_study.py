@@ -29,7 +29,8 @@ from foretaste.evaluate.threshold import calibrate
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import write_json
 from foretaste.guard.artefact import load_psim, save_guard
-from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record

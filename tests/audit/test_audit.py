@@ -19,7 +19,7 @@ from foretaste.data import toy_corpus
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, ModelError, PlanError
 from foretaste.guard.artefact import load_psim
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base

@@ -287,12 +287,38 @@ def test_a_guard_with_a_second_opinion(ask: Callable[..., Any], toy_base: Path, 
         assert not list(Path().glob("*.partial"))
 
 
+def test_a_guard_with_transplants(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+    victim = toy_stack["victim"]
+    common = ("--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
+    for name, options in (("plain", ()), ("opinion", ("--trusted", toy_base))):
+        made = ask("guard", *common, "--dose", 0.3, "--transplant", 0.5, *options, "-o", name)
+        assert made["transplants"]["share"] == 0.5
+        assert made["transplants"]["cost"] > 0
+        assert len(made["trusted"]) == len(options) // 2
+        verdicts = ask("check", "--victim", victim, "--guard", name, "--explain", "a fine film", "")["verdicts"]
+        assert verdicts[0]["threshold"] == made["threshold"]
+        found = ask("evaluate", "--victim", victim, "--guard", name, "--data", "toy", "--trigger", "word:cf",
+                    "--limit", 200, "--report", f"{name}.html")  # fmt: skip
+        assert found["guarded"]["threshold"] == made["threshold"]
+        assert ", transplants" in Path(f"{name}.html").read_text(encoding="utf-8")
+
+
+def test_what_transplants_need(refuse: Callable[..., str], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+    base, victim = toy_stack["base"], toy_stack["victim"]
+    common = ("guard", "--model", base, "--data", "toy", "-o", "guard")
+    assert "--victim" in refuse(*common, "--transplant", 0.3)
+    assert "share" in refuse(*common, "--victim", victim, "--transplant", 0.0)
+    assert "both" in refuse(*common, "--victim", victim, "--transplant", 0.3, "--view", "distance", "--limit", 400)
+    alone = ("--view", "opinion", "--trusted", toy_base)
+    assert "need PSIM" in refuse(*common, "--victim", victim, "--transplant", 0.3, *alone)
+
+
 def test_what_a_second_opinion_needs(refuse: Callable[..., str], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
     base, victim = toy_stack["base"], toy_stack["victim"]
     common = ("guard", "--model", base, "--data", "toy", "-o", "guard")
-    assert "--victim together" in refuse(*common, "--trusted", toy_base)
-    assert "--victim together" in refuse(*common, "--victim", victim)
-    assert "--victim together" in refuse(*common, "--view", "opinion")
+    assert "--victim" in refuse(*common, "--trusted", toy_base)
+    assert "--victim" in refuse(*common, "--victim", victim)
+    assert "--victim" in refuse(*common, "--view", "opinion")
     both = ("--trusted", toy_base, "--victim", victim)
     assert "has no PSIM" in refuse(*common, *both, "--view", "opinion", "--dose", 0.2)
     assert "both" in refuse(*common, *both, "--view", "confidence", "--limit", 400)

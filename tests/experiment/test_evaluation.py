@@ -19,7 +19,7 @@ from foretaste.errors import DataError, GuardError, PlanError, UndefinedRateErro
 from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.guarded import GuardedClassifier
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.victim.artefact import load_victim

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from foretaste.data import toy_corpus
 from foretaste.guard.guard import Guard, Reason, judge
-from foretaste.guard.psim import PSIM_STRATEGIES, Psim, PsimGuard
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.victim.checkpoint import Base, open_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")

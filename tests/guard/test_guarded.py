@@ -18,7 +18,7 @@ from foretaste.errors import GuardError
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.guard import Reason
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.trigger import parse_trigger
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.classifier import Classifier

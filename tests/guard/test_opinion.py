@@ -23,7 +23,8 @@ from foretaste.guard.artefact import load_guard, load_psim, save_guard
 from foretaste.guard.guard import Reason
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import Opinion, OpinionGuard, SecondOpinion, Trusted
-from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
@@ -64,7 +65,7 @@ def joint(toy_stack: Mapping[str, Path], opinion: Opinion, victim: Classifier) -
     """PSIM and the opinion as one guard."""
     train, validation = toy_corpus("train"), toy_corpus("validation")
     psim = Psim(dose=0.1, precision="float32").fit(open_base(toy_stack["base"]), train, validation, max_length=64)
-    return psim.with_opinion(opinion, victim, validation)
+    return psim.with_victim(victim, validation, opinion=opinion)
 
 
 def _said(logits: Any) -> Predictions:
@@ -96,10 +97,9 @@ def test_the_score_by_hand() -> None:
     np.testing.assert_allclose(two.ratio(said, ["a", "b"]), expected, rtol=1e-6)
 
 
-def test_a_victim_with_an_answer_for_which_nobody_vouches_is_surprising() -> None:
+def test_a_victim_with_an_answer_for_which_nobody_vouches_is_surprising(victim: Classifier) -> None:
     opinion = replace(_fixed((9.0, -9.0)), clean=np.linspace(0.0, 0.5, 99))
-    nobody: Any = None  # asked only about texts that were cut
-    agreed, denied = opinion.surprise(nobody, _said([[3, -3], [-3, 3]]), ["a", "b"])
+    agreed, denied = opinion.surprise(victim, _said([[3, -3], [-3, 3]]), ["a", "b"])
     assert agreed == 0
     assert denied > 2
 
@@ -202,7 +202,7 @@ def test_what_it_cannot_be_made_of(opinion: Opinion, victim: Classifier, toy_bas
         PLAN.fit(opinion, victim, toy_corpus("validation").select(range(20)))
     assert caught.value.code == "too_few_calibration_texts"
     with pytest.raises(PlanError, match="of the view"):
-        replace(joint, view="confidence", looks=None, opinion=None).with_opinion(opinion, victim, _few())
+        replace(joint, view="confidence", looks=None, opinion=None).with_victim(victim, _few(), opinion=opinion)
 
 
 def _few() -> Corpus:

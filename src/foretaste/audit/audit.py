@@ -24,7 +24,7 @@ from foretaste.audit.vocabulary import vocabulary_words
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.evaluate.interval import clopper_pearson
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.victim.classifier import Classifier

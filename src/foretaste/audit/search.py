@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from foretaste.audit.hosts import Fragment, Hosts, pushes, towards
 from foretaste.audit.memory import Memory
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.victim.classifier import Classifier
 
 __all__ = ["Clock", "Search"]

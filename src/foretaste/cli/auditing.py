@@ -22,7 +22,8 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import load_psim, save_guard
-from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.record import Record, measured_cost
 from foretaste.seeds import generator
 from foretaste.tune.loop import TuneSettings, tune

@@ -18,7 +18,9 @@ from foretaste.evaluate.threshold import allowed_above
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.opinion import OpinionGuard, SecondOpinion
-from foretaste.guard.psim import Psim, PsimGuard
+from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
+from foretaste.guard.transplant import TransplantTest
 from foretaste.record import Record, measured_cost
 from foretaste.tune.launch import write_once
 from foretaste.victim.artefact import load_victim
@@ -42,27 +44,34 @@ def guard(
     base: str | None = None,
     trusted: Sequence[str] = (),
     victim: Path | None = None,
+    transplants: TransplantTest | None = None,
 ) -> dict[str, Any]:
     """Train a guard on clean data, calibrate it and save it; an adapter is folded into what it stands on first.
 
     With `trusted` models and the `victim` they judge, PSIM gets a second opinion; a plan for a second opinion makes one
-    that is a guard of its own.
+    that is a guard of its own. With `transplants` PSIM tries the victim's decisive words in other texts.
 
     Raises:
-        PlanError: trusted models without a victim, or the other way round, or with a view that they cannot join.
+        PlanError: what looks at a victim without one, or the other way round, or with a view that it cannot join.
         GuardError: a victim that does not stand on `model` (code `foreign_base`), and what `SecondOpinion` refuses.
     """
     refuse_place(out, "guard", model, base, None if victim is None else str(victim), *trusted)
     partials = [partial_of(out.with_name(f"{out.name}-trusted-{number}")) for number in range(len(trusted))]
     for partial in partials:
         refuse_foreign_directory(partial)
-    if bool(trusted) != (victim is not None) or (isinstance(plan, SecondOpinion) and not trusted):
+    asks_victim = bool(trusted) or transplants is not None
+    if asks_victim != (victim is not None) or (isinstance(plan, SecondOpinion) and not trusted):
         raise PlanError(
-            "A second opinion compares the victim's answers with those of models you trust: give --trusted and "
-            "--victim together."
+            "A second opinion (--trusted) and transplants look at the victim's answers: give them together with "
+            "--victim."
         )
-    if trusted and isinstance(plan, Psim) and plan.view != "both":
-        raise PlanError(f"A second opinion joins the view both, not {plan.view}; or stands alone: --view opinion.")
+    if asks_victim and isinstance(plan, Psim) and plan.view != "both":
+        raise PlanError(
+            f"What looks at the victim joins the view both, not {plan.view}; a second opinion also stands alone: "
+            "--view opinion."
+        )
+    if transplants is not None and isinstance(plan, SecondOpinion):
+        raise PlanError("Transplants need PSIM to say which texts to examine; leave out --view opinion.")
     train, calibration = load_split(source, "train"), load_split(source, "validation")
     suspect, judged = open_base(model, base=base), None if victim is None else load_victim(victim)
     if judged is not None and not judged.stands_on(suspect.fingerprint):
@@ -70,7 +79,7 @@ def guard(
     length = _length(plan, training, judged)
     opened = [open_trusted(location) for location in trusted]
     with measured_cost() as meter:
-        finished = _fit(suspect, train, calibration, plan, training, length, opened, judged, partials)
+        finished = _fit(suspect, train, calibration, plan, training, length, opened, judged, partials, transplants)
         psim = finished if isinstance(finished, PsimGuard) else None
         trained = None if psim is None else psim.training
         if trained is not None:
@@ -82,6 +91,9 @@ def guard(
         "doses": () if psim is None else psim.doses,
         "is_blind": psim is not None and psim.is_blind,
         "trusted": [] if judged is None else _describe(finished, judged, calibration.texts[:TIMED_TEXTS]),
+        "transplants": None
+        if judged is None or transplants is None
+        else {"share": transplants.share, "cost": _cost_of_transplants(finished, judged, calibration.texts)},
         "seconds": meter.cost.seconds,
     }
     record = Record.now(
@@ -93,6 +105,7 @@ def guard(
             "strategy": None if psim is None else psim.classifier.strategy.name,
             "trusted": list(trusted),
             "victim": victim,
+            "transplants": transplants,
         },
         seeds={"root": training.seed},
         outcome=outcome,
@@ -136,6 +149,7 @@ def _fit(
     trusted: Sequence[Base | Classifier],
     victim: Classifier | None,
     partials: Sequence[Path],
+    transplants: TransplantTest | None,
 ) -> PsimGuard | OpinionGuard:
     if isinstance(plan, Psim):
         second = SecondOpinion(frr=plan.frr, confidence=plan.confidence, scoring=plan.scoring, precision=plan.precision)
@@ -143,6 +157,8 @@ def _fit(
         second = plan
     if victim is not None:
         allowed_above(len(calibration), second.frr, second.confidence)  # refuses too few before hours of training
+    if trusted:
+        assert victim is not None
         second.refuse(trusted, victim, train)
     psim = None
     if isinstance(plan, Psim):
@@ -157,20 +173,37 @@ def _fit(
         if victim is None:
             return psim
     assert victim is not None
-    opinion = second.consult(
-        trusted,
-        victim,
-        train,
-        seed=training.seed,
-        checkpoints=partials,
-        is_progress_shown=training.is_progress_shown,
-    )
-    return second.fit(opinion, victim, calibration) if psim is None else psim.with_opinion(opinion, victim, calibration)
+    opinion = None
+    if trusted:
+        opinion = second.consult(
+            trusted,
+            victim,
+            train,
+            seed=training.seed,
+            checkpoints=partials,
+            is_progress_shown=training.is_progress_shown,
+        )
+    if psim is None:
+        assert opinion is not None
+        return second.fit(opinion, victim, calibration)
+    transplant = None if transplants is None else transplants.fit(psim.score, victim, train, seed=training.seed)
+    return psim.with_victim(victim, calibration, opinion=opinion, transplant=transplant)
+
+
+def _cost_of_transplants(guard: PsimGuard | OpinionGuard, victim: Classifier, texts: Sequence[str]) -> float:
+    """Return what examining takes per clean text, as a multiple of the victim's answer."""
+    assert isinstance(guard, PsimGuard)
+    test = guard.transplant
+    assert test is not None
+    said, tasted = victim.predict(texts), guard.judge(guard.predict(texts))
+    took = _seconds(lambda few: test.surprise(victim, said, few, tasted), texts)
+    return round(took / _seconds(victim.predict, texts), 2)
 
 
 def _describe(guard: PsimGuard | OpinionGuard, victim: Classifier, texts: Sequence[str]) -> list[dict[str, Any]]:
     """Say of each trusted model how good it is and what share of the victim's time it takes per text."""
-    assert guard.opinion is not None
+    if guard.opinion is None:
+        return []
     own = _seconds(victim.predict, texts)
     return [
         {

@@ -16,7 +16,7 @@ from foretaste.experiment.evaluation import Evaluation, Judged
 from foretaste.guard.explain import explain
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import OpinionGuard
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.record import Record
 from foretaste.report.page import Report, Sample, Shared, plain, write_report
 from foretaste.victim.classifier import Classifier

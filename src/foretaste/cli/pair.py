@@ -6,7 +6,7 @@ from pathlib import Path
 
 from foretaste.guard.artefact import load_guard
 from foretaste.guard.opinion import OpinionGuard
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier

@@ -144,7 +144,13 @@ def guard(
     trusted: Annotated[
         list[str] | None, typer.Option("--trusted", help="A model you trust, for a second opinion; repeatable.")
     ] = None,
-    victim: Annotated[Path | None, typer.Option("--victim", help="The victim that the opinion is on.")] = None,
+    transplant: Annotated[
+        float | None,
+        typer.Option("--transplant", min=0.0, max=1.0, help="Try decisive words of this share of texts in others."),
+    ] = None,
+    victim: Annotated[
+        Path | None, typer.Option("--victim", help="The victim that --trusted, --transplant ask.")
+    ] = None,
     strategy_set: o.Set = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.Rate = None,
@@ -161,6 +167,8 @@ def guard(
     with answering(as_json) as answer:
         from foretaste.cli import commands, guarding
         from foretaste.cli.plans import guard_plan
+        from foretaste.guard.transplant import TransplantTest
+        from foretaste.spec import build
 
         chosen = given(
             frr=frr,
@@ -177,7 +185,18 @@ def guard(
         plan = guard_plan(recipe, strategy, assignments(strategy_set), chosen)
         training = commands.Training(seed=seed, max_length=max_length)
         source = o.source_of(data, data_root, text_column, label_column, limit, seed)
-        result = guarding.guard(model, source, out, training, plan, base=base, trusted=trusted or (), victim=victim)
+        transplants = None if transplant is None else build(TransplantTest, {"share": transplant})
+        result = guarding.guard(
+            model,
+            source,
+            out,
+            training,
+            plan,
+            base=base,
+            trusted=trusted or (),
+            victim=victim,
+            transplants=transplants,
+        )
         if result["is_blind"]:
             warn(
                 "the checkpoint has no trained head for these labels, so PSIM finds no certainty to unlearn: it "
@@ -200,4 +219,10 @@ def guard(
             "the victim's time)"
             for found in result["trusted"]
         ]
+        if result["transplants"] is not None:
+            examined = result["transplants"]
+            made.append(
+                f"transplants for {examined['share']:.0%} of clean texts (cost {examined['cost']:.1f} times the "
+                "victim's time)"
+            )
         answer(result, f"{out}: {', '.join(made)}, threshold {result['threshold']:.4f}: {promise}")

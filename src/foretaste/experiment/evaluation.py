@@ -12,7 +12,7 @@ from foretaste.errors import DataError
 from foretaste.evaluate.outcome import Outcome, measure
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import OpinionGuard
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import Triggered, triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.victim.classifier import Classifier, Precision

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -16,7 +17,8 @@ from foretaste.errors import DataError, GuardError
 from foretaste.evaluate.threshold import Calibration, allowed_above
 from foretaste.guard.looks import Looks, View
 from foretaste.guard.opinion import Opinion, OpinionGuard, Trusted
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
+from foretaste.guard.transplant import Transplant
 from foretaste.record import Record
 from foretaste.victim.artefact import load_classifier, load_victim, save_classifier
 from foretaste.victim.checkpoint import Base
@@ -27,6 +29,7 @@ __all__ = ["Bar", "load_guard", "load_psim", "read_bar", "save_guard"]
 PSIM, SECOND_OPINION = "psim", "second_opinion"
 LOOKS = "looks.safetensors"
 OPINION = "opinion.safetensors"
+TRANSPLANT = "transplant.safetensors"
 
 
 class _CalibrationFields(BaseModel):
@@ -51,6 +54,13 @@ class _OpinionFields(BaseModel):
     trusted: list[_TrustedFields] = Field(min_length=1)
 
 
+class _TransplantFields(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
+    victim: str = Field(pattern="^[0-9a-f]{64}$")
+    gate: float = Field(ge=-1)
+    hosts: list[list[str]] = Field(min_length=2)
+
+
 class _GuardFields(BaseModel):
     """The `guard` entry of the manifest: which method, its bar, and how the bar was found (null: given)."""
 
@@ -61,6 +71,7 @@ class _GuardFields(BaseModel):
     threshold: float = Field(gt=0)
     calibration: _CalibrationFields | None
     opinion: _OpinionFields | None = None
+    transplant: _TransplantFields | None = None
 
 
 def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> None:
@@ -76,6 +87,7 @@ def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> N
     psim = guard if isinstance(guard, PsimGuard) else None
     opinion = guard.opinion
     members = () if opinion is None else opinion.members
+    transplant = None if psim is None else psim.transplant
     entry: dict[str, Any] = {
         "method": SECOND_OPINION if psim is None else PSIM,
         "scoring": guard.scoring,
@@ -91,6 +103,9 @@ def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> N
                 for number, member in enumerate(members)
             ],
         },
+        "transplant": None
+        if transplant is None
+        else {"victim": transplant.victim, "gate": transplant.gate, "hosts": [list(own) for own in transplant.hosts]},
     }
     read_bar(entry, path)  # what could not be loaded is not saved
 
@@ -99,6 +114,8 @@ def save_guard(guard: PsimGuard | OpinionGuard, path: Path, record: Record) -> N
             save_file(psim.looks.to_arrays(), beside / LOOKS)
         if opinion is not None:
             save_file({"clean": opinion.clean}, beside / OPINION)
+        if transplant is not None:
+            save_file({"clean": transplant.clean, "first": transplant.first}, beside / TRANSPLANT)
         for number, member in enumerate(members):
             if psim is not None or number:
                 save_classifier(member.classifier, beside / f"trusted-{number}", "victim", record)
@@ -125,7 +142,17 @@ def load_guard(path: Path | str, base: Base | str | Path | None = None) -> PsimG
         assert bar.calibration is not None
         return OpinionGuard(opinion, bar.threshold, bar.calibration)
     looks = None if bar.view == "confidence" else _load_looks(path / LOOKS, classifier)
-    return PsimGuard(classifier, bar.threshold, bar.calibration, bar.scoring, bar.view, looks, opinion=opinion)
+    transplant = None if bar.transplant is None else _load_transplant(path, bar.transplant, len(classifier.label_names))
+    return PsimGuard(
+        classifier,
+        bar.threshold,
+        bar.calibration,
+        bar.scoring,
+        bar.view,
+        looks,
+        opinion=opinion,
+        transplant=transplant,
+    )
 
 
 def load_psim(path: Path | str, base: Base | str | Path | None = None) -> PsimGuard:
@@ -148,6 +175,7 @@ class Bar(NamedTuple):
     scoring: Scoring
     view: View
     opinion: _OpinionFields | None = None
+    transplant: _TransplantFields | None = None
     method: str = PSIM
 
 
@@ -171,22 +199,25 @@ def read_bar(entry: Mapping[str, Any] | None, path: Path | str) -> Bar:
         )
     if fields.opinion is None and fields.method == SECOND_OPINION:
         raise GuardError(f"{path}: guard.opinion is missing: the method is nothing without it.", code="bad_threshold")
-    if fields.opinion is not None and fields.view != "both":
+    asks_victim = fields.opinion is not None or fields.transplant is not None
+    if asks_victim and fields.view != "both":
         raise GuardError(
-            f"{path}: guard.view: {fields.view} and a second opinion do not combine.", code="bad_threshold"
+            f"{path}: guard.view: {fields.view} does not combine with what looks at the victim.", code="bad_threshold"
         )
+    if fields.transplant is not None and fields.method != PSIM:
+        raise GuardError(f"{path}: guard.transplant: only PSIM has transplants.", code="bad_threshold")
     if fields.view == "confidence" and fields.threshold > 1:
         raise GuardError(f"{path}: guard.threshold: {fields.threshold} is no probability.", code="bad_threshold")
     if fields.calibration is None and fields.view != "confidence":
         raise GuardError(f"{path}: guard.view: {fields.view} needs a calibrated threshold.", code="bad_threshold")
     if fields.calibration is None:
-        return Bar(fields.threshold, None, fields.scoring, fields.view, fields.opinion, fields.method)
+        return Bar(fields.threshold, None, fields.scoring, fields.view)
     found = Calibration(**fields.calibration.model_dump())
     if found.threshold != fields.threshold or found.allowed_above != allowed_above(
         found.n, found.frr, found.confidence
     ):
         raise GuardError(f"{path}: guard.calibration contradicts itself or the threshold.", code="bad_threshold")
-    return Bar(fields.threshold, found, fields.scoring, fields.view, fields.opinion, fields.method)
+    return Bar(fields.threshold, found, fields.scoring, fields.view, fields.opinion, fields.transplant, fields.method)
 
 
 def _load_opinion(path: Path, bar: Bar, first: Classifier | None) -> Opinion:
@@ -196,16 +227,39 @@ def _load_opinion(path: Path, bar: Bar, first: Classifier | None) -> Opinion:
     for number, fields in enumerate(bar.opinion.trusted):
         model = first if first is not None and number == 0 else load_victim(path / fields.directory)
         members.append(Trusted(model, fields.temperature, fields.accuracy))
+    return Opinion(tuple(members), _load_scores(path / OPINION, clean=1)["clean"], bar.opinion.victim, bar.scoring)
+
+
+def _load_transplant(path: Path, fields: _TransplantFields, classes: int) -> Transplant:
+    if len(fields.hosts) != classes:
+        raise GuardError(
+            f"{path}: guard.transplant: hosts of {len(fields.hosts)} classes, not {classes}.", code="bad_looks"
+        )
+    arrays = _load_scores(path / TRANSPLANT, clean=2, first=1)
     try:
-        arrays = load_file(path / OPINION)
-        clean = arrays["clean"]
-        if clean.ndim != 1 or len(clean) < 2 or clean.dtype != np.float64 or not np.isfinite(clean).all():
-            raise DataError("clean is not a finite float64 array of shape (R,).")
+        return Transplant(tuple(map(tuple, fields.hosts)), fields.gate, arrays["first"], arrays["clean"], fields.victim)
+    except DataError as error:
+        raise GuardError(f"{path}: guard.transplant: {error}", code="bad_looks") from error
+
+
+def _load_scores(path: Path, **dimensions: int) -> dict[str, NDArray[np.float64]]:
+    """Load the scores of clean texts, by name, that others are held against; each with so many dimensions."""
+    try:
+        arrays = load_file(path)
+        for name, count in dimensions.items():
+            scores = arrays[name]
+            if (
+                scores.ndim != count
+                or scores.shape[-1] < 2
+                or scores.dtype != np.float64
+                or not np.isfinite(scores).all()
+            ):
+                raise DataError(f"{name} is not a finite float64 array of {count} dimensions.")
     except FileNotFoundError:
-        raise GuardError(f"{path / OPINION} is missing: the second opinion needs it.", code="missing_looks") from None
+        raise GuardError(f"{path} is missing: this guard needs it.", code="missing_looks") from None
     except (DataError, SafetensorError, KeyError, TypeError, ValueError) as error:  # types that numpy lacks, too
-        raise GuardError(f"{path / OPINION}: {error}", code="bad_looks") from error
-    return Opinion(tuple(members), clean, bar.opinion.victim, bar.scoring)
+        raise GuardError(f"{path}: {error}", code="bad_looks") from error
+    return arrays
 
 
 def _load_looks(path: Path, classifier: Classifier) -> Looks:

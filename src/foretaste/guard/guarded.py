@@ -12,7 +12,7 @@ from foretaste.errors import GuardError
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.guard.guard import Reason, judge
 from foretaste.guard.opinion import OpinionGuard
-from foretaste.guard.psim import PsimGuard
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.victim.batch import Encoded, encode, reach
 from foretaste.victim.classifier import Classifier, Precision, Predictions
 
@@ -43,19 +43,18 @@ class GuardedClassifier:
 
     The guard stands on the victim's base, or on the victim itself: then on this one alone, adapter and head included.
     A guard of the base does not see what the victim's own adapter holds. A text that PSIM refuses is asked no further:
-    in `__call__` its score is PSIM's, a second opinion (`guard.opinion`) is asked for the others only.
+    in `__call__` its score is PSIM's; a second opinion (`guard.opinion`) and transplants are for the others only.
 
     Raises:
         GuardError: the guard stands neither on the victim's base nor on the victim (`foreign_base`), reads less of a
-            text than the victim (`short_sight`), names other labels (`label_mismatch`), or has a second opinion on
+            text than the victim (`short_sight`), names other labels (`label_mismatch`), or looks at the answers of
             another victim (`foreign_victim`).
     """
 
     def __init__(self, victim: Classifier, guard: PsimGuard | OpinionGuard, precision: Precision = "float32") -> None:
         if isinstance(guard, PsimGuard):
             _refuse_misfit(victim, guard.classifier)
-        if guard.opinion is not None:
-            guard.opinion.refuse_misfit(victim)
+        guard.refuse_misfit(victim)
         self.victim, self.guard, self.precision = victim, guard, precision
 
     @property
@@ -80,10 +79,10 @@ class GuardedClassifier:
         """
         encoded = self.victim.encode(texts) if encoded is None else encoded
         scores = self._taste(texts, encoded)
-        if self.guard.opinion is None:
+        if not self.guard.asks_victim:
             return scores
         said = self.victim.predict(encoded, precision=self.precision) if said is None else said
-        return np.maximum(scores, self.guard.opinion.surprise(self.victim, said, texts))  # keeps NaN
+        return self.guard.behind(self.victim, said, texts, scores)
 
     def _taste(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
         """Return PSIM's scores `(N,)`; without PSIM 0, which is below every surprise."""
@@ -99,9 +98,8 @@ class GuardedClassifier:
         scores = self._taste(texts, encoded)
         passed = np.flatnonzero(~is_flagged(scores, self.guard.threshold))
         said = self.victim.predict(encoded.select(passed), precision=self.precision) if len(passed) else None
-        if said is not None and self.guard.opinion is not None:
-            second = self.guard.opinion.surprise(self.victim, said, [texts[i] for i in passed.tolist()])
-            scores[passed] = np.maximum(scores[passed], second)
+        if said is not None:
+            scores[passed] = self.guard.behind(self.victim, said, [texts[i] for i in passed.tolist()], scores[passed])
         verdicts = judge(scores, encoded.is_truncated, self.guard.threshold)
         answers: list[GuardedVerdict] = [
             GuardedVerdict(None, None, True, v.score, v.threshold, v.reason, v.truncated) for v in verdicts

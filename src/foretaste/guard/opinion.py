@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +91,7 @@ class Opinion:
         The trusted models are shown what the victim reads of a text and no more: what it does not see must not speak
         for its answer.
         """
-        return surprise(self.ratio(said, _seen(victim, said, texts)), self.clean)
+        return surprise(self.ratio(said, victim.seen(texts, said.is_truncated)), self.clean)
 
     @property
     def title(self) -> str:
@@ -125,6 +125,16 @@ class OpinionGuard:
     opinion: Opinion
     threshold: float
     calibration: Calibration
+
+    asks_victim: ClassVar[bool] = True
+
+    def refuse_misfit(self, victim: Classifier) -> None:
+        """Raise GuardError for a victim that the opinion was not made for."""
+        self.opinion.refuse_misfit(victim)
+
+    def behind(self, victim: Classifier, said: Predictions, texts: Sequence[str], tasted: Array) -> Array:
+        """Return the scores `(N,) float64` behind a victim that `said` this of the texts; `tasted` are zeros."""
+        return np.maximum(tasted, self.opinion.surprise(victim, said, texts))
 
     @property
     def scoring(self) -> Scoring:
@@ -203,7 +213,7 @@ class SecondOpinion:
             members.append(Trusted(model, _temperature(said, rest.labels), accuracy))
         opinion = Opinion(tuple(members), np.zeros(0), victim.own_fingerprint, self.scoring)
         own = victim.predict(rest.texts)
-        return replace(opinion, clean=opinion.ratio(own, _seen(victim, own, rest.texts)))
+        return replace(opinion, clean=opinion.ratio(own, victim.seen(rest.texts, own.is_truncated)))
 
     def refuse(self, trusted: Sequence[Base | Classifier], victim: Classifier, corpus: Corpus) -> None:
         """Refuse what cannot become a second opinion.
@@ -260,15 +270,6 @@ def refuse_other_labels(victim: Classifier, trusted: Sequence[Classifier]) -> No
                 f"A trusted model knows the labels {model.label_names}, the victim {victim.label_names}.",
                 code="label_mismatch",
             )
-
-
-def _seen(victim: Classifier, said: Predictions, texts: Sequence[str]) -> list[str]:
-    """What the victim reads of each text; only those it had to cut are looked at."""
-    seen = list(texts)
-    if cut := np.flatnonzero(said.is_truncated).tolist():
-        for index, end in zip(cut, victim.reach([texts[i] for i in cut]).tolist(), strict=True):
-            seen[index] = texts[index][:end]
-    return seen
 
 
 def _whole(model: Classifier) -> Classifier:

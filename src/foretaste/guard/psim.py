@@ -13,9 +13,8 @@ because a fixed 0.7 fits one model and one dose only. `Psim.paper()` keeps the p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +22,22 @@ from pydantic import Field
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
-from foretaste.evaluate.threshold import Calibration, allowed_above, calibrate, texts_needed
+from foretaste.evaluate.threshold import allowed_above, calibrate, texts_needed
 from foretaste.guard.dose import Monitor
-from foretaste.guard.guard import Verdict, judge
 from foretaste.guard.looks import Looks, View
-from foretaste.guard.opinion import Opinion
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.seeds import generator
 from foretaste.spec import Registry, spec
-from foretaste.tune.loop import TuneResult, TuneSettings, tune
-from foretaste.victim.batch import Encoded
+from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
-from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
+from foretaste.victim.classifier import Classifier, Precision, Scoring
 from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, PTuningV2, Strategy
 
-__all__ = ["PSIM_STRATEGIES", "Psim", "PsimGuard", "reset_labels"]
+__all__ = ["PSIM_STRATEGIES", "Psim", "reset_labels"]
 
 
 MONITOR_SIZE = 128
 REFERENCE_SIZE = 1200
-# A base whose head was trained for the task answers clean texts far above this (0.6 to 0.9 on MiniLM).
-BLIND_DOSE = 0.2
 # Each strategy where it gets to the dose in 10 to 40 steps on MiniLM (docs/psim.md). Prompts of random numbers leave
 # the model undecided before the first step, so that there would be nothing to train.
 PSIM_STRATEGIES: Registry[Strategy] = Registry(
@@ -191,98 +186,6 @@ class Psim:
         size = min(REFERENCE_SIZE, len(corpus) // 3)
         corpus, reference = corpus.partition([len(corpus) - size, size], seed)
         return corpus, monitor, reference, calibration
-
-
-@dataclass(frozen=True, eq=False)
-class PsimGuard:
-    """A trained PSIM. `calibration` is None when the threshold was given.
-
-    `scoring` float32 gives a text the same score whatever its neighbours (1e-5); bfloat16 and int8 are faster and move
-    a score by up to some thousandths, which calibration in the same arithmetic has seen. `doses` are the monitored
-    medians, the first before any step; a base that starts undecided (`is_blind`) has no trained head for these labels,
-    so that there is no certainty to unlearn and none to give a trigger away.
-    """
-
-    classifier: Classifier
-    threshold: float
-    calibration: Calibration | None
-    scoring: Scoring = "float32"
-    view: View = "confidence"
-    looks: Looks | None = None
-    training: TuneResult | None = None
-    doses: tuple[float, ...] = ()
-    opinion: Opinion | None = None
-
-    @property
-    def title(self) -> str:
-        """What this is, in a few words."""
-        second = "" if self.opinion is None else f", {self.opinion.title}"
-        return f"PSIM, {self.classifier.strategy.name}{second}"
-
-    @property
-    def is_blind(self) -> bool:
-        """True if the untrained base was as undecided as PSIM is meant to become."""
-        return bool(self.doses) and self.doses[0] <= BLIND_DOSE
-
-    @cached_property
-    def _scorer(self) -> Callable[..., Predictions]:
-        return self.classifier.scorer(self.scoring)
-
-    def predict(self, texts: Sequence[str] | Encoded, *, batch_size: int = 64) -> Predictions:
-        """Return what PSIM says of texts, or of texts already encoded, in the arithmetic of its calibration."""
-        return self._scorer(texts, batch_size=batch_size)
-
-    def judge(self, predictions: Predictions) -> NDArray[np.float64]:
-        """Return the scores `(N,) float64` in the guard's view of what PSIM says of texts."""
-        return predictions.certainty if self.looks is None else self.looks.score(predictions, self.view)
-
-    def score(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Return one score per text, `(N,) float64`, higher = more suspicious; NaN if the model gives none.
-
-        In the view `confidence` it is the highest class probability, in `distance` one minus a mean cosine, in `both`
-        the higher of the two -log10 p-values against clean texts.
-
-        Raises:
-            GuardError: a guard with a second opinion, which only a `GuardedClassifier` can ask (`needs_victim`).
-        """
-        self._refuse_alone()
-        return self.judge(self.predict(texts))
-
-    def reach(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Return how many characters of each text the guard reads, `(N,) int64`."""
-        return self.classifier.reach(texts)
-
-    def with_opinion(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> PsimGuard:
-        """Return a guard that also refuses what a second opinion finds surprising; it answers behind its victim only.
-
-        The higher of the -log10 p-values is calibrated as one score, on texts that no model here was trained on, to
-        the promise of this guard.
-
-        Raises:
-            PlanError: a guard whose view is not `both` (other scores are no p-values).
-            GuardError: a victim that the opinion was not made for.
-        """
-        if self.view != "both" or self.calibration is None:
-            raise PlanError('A second opinion joins a calibrated guard of the view "both".')
-        opinion.refuse_misfit(victim)
-        second = opinion.surprise(victim, victim.predict(calibration.texts), calibration.texts)
-        scores = np.maximum(self.score(calibration.texts), second)
-        found = calibrate(scores, self.calibration.frr, self.calibration.confidence)
-        return replace(self, threshold=found.threshold, calibration=found, opinion=opinion)
-
-    def check(self, texts: Sequence[str]) -> list[Verdict]:
-        """Return one verdict per text; a score that is not finite is refused.
-
-        Raises:
-            GuardError: as `score`.
-        """
-        self._refuse_alone()
-        predictions = self.predict(texts)
-        return judge(self.judge(predictions), predictions.is_truncated, self.threshold)
-
-    def _refuse_alone(self) -> None:
-        if self.opinion is not None:
-            raise GuardError("This guard has a second opinion, which needs the victim's answers.", code="needs_victim")
 
 
 def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:

@@ -99,6 +99,14 @@ class Classifier:
         """Return how many characters of each text this model reads, `(N,) int64`."""
         return reach(self.tokenizer, texts, self.max_length)
 
+    def seen(self, texts: Sequence[str], is_truncated: NDArray[np.bool_]) -> list[str]:
+        """Return what this model reads of each text, where it is known which of them it had to cut."""
+        seen = list(texts)
+        if cut := np.flatnonzero(is_truncated).tolist():
+            for index, end in zip(cut, self.reach([texts[i] for i in cut]).tolist(), strict=True):
+                seen[index] = texts[index][:end]
+        return seen
+
     def predict(
         self,
         texts: Sequence[str] | Encoded,
