@@ -32,8 +32,8 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError
 from foretaste.evaluate.metrics import attack_success_rate, auroc, clean_accuracy
 from foretaste.evaluate.threshold import calibrate, is_flagged
-from foretaste.guard.opinion import SecondOpinion
 from foretaste.guard.psim import Psim
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import Attack, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record

@@ -22,9 +22,10 @@ from foretaste.files import write_json
 from foretaste.guard.artefact import load_guard, load_psim, save_guard
 from foretaste.guard.guard import Reason
 from foretaste.guard.guarded import GuardedClassifier
-from foretaste.guard.opinion import Opinion, OpinionGuard, SecondOpinion, Trusted
+from foretaste.guard.opinion import Opinion, OpinionGuard, Trusted
 from foretaste.guard.psim import Psim
 from foretaste.guard.psim_guard import PsimGuard
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
@@ -303,7 +304,7 @@ def test_an_interrupted_training_continues(toy_base: Path, victim: Classifier, t
     with _counting_steps() as steps:
         whole = PLAN.consult([base, base], victim, corpus)
     with pytest.MonkeyPatch.context() as patch, _counting_steps() as first:
-        patch.setattr("foretaste.guard.opinion._temperature", _stop)  # after the first of the two
+        patch.setattr("foretaste.guard.second_opinion._temperature", _stop)  # after the first of the two
         with pytest.raises(KeyboardInterrupt):
             PLAN.consult([base, base], victim, corpus, checkpoints=places)
     with _counting_steps() as rest:

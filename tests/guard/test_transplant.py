@@ -19,8 +19,9 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, ModelError, PlanError
 from foretaste.guard.artefact import load_guard, load_psim, save_guard
 from foretaste.guard.guarded import GuardedClassifier
+from foretaste.guard.pieces import SIZES
 from foretaste.guard.psim_guard import PsimGuard
-from foretaste.guard.transplant import NOTHING, SIZES, Transplant, TransplantTest
+from foretaste.guard.transplant import NOTHING, Transplant, TransplantTest
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.classifier import Classifier, Predictions

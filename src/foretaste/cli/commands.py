@@ -146,7 +146,7 @@ def run_evaluation(
     victim, taster = load_pair(victim_path, guard_path, model)
     corpus = load_split(source, "test", victim.label_names)
     with measured_cost() as meter:
-        evaluation = evaluate(victim, taster, corpus, parsed, target, seed=seed)
+        evaluation = evaluate(victim, taster, corpus, parsed, target, seed=seed, is_progress_shown=True)
         meter.texts = evaluation.outcome.n_clean + evaluation.outcome.n_poisoned
     result = evaluation.outcome.to_json()
     if report is not None:

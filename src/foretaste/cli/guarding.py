@@ -17,9 +17,10 @@ from foretaste.errors import GuardError, PlanError
 from foretaste.evaluate.threshold import allowed_above
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import save_guard
-from foretaste.guard.opinion import OpinionGuard, SecondOpinion
+from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim import Psim
 from foretaste.guard.psim_guard import PsimGuard
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.guard.transplant import TransplantTest
 from foretaste.record import Record, measured_cost
 from foretaste.tune.launch import write_once
@@ -186,8 +187,16 @@ def _fit(
     if psim is None:
         assert opinion is not None
         return second.fit(opinion, victim, calibration)
-    transplant = None if transplants is None else transplants.fit(psim.score, victim, train, seed=training.seed)
-    return psim.with_victim(victim, calibration, opinion=opinion, transplant=transplant)
+    transplant = (
+        None
+        if transplants is None
+        else transplants.fit(
+            psim.score, victim, train, seed=training.seed, is_progress_shown=training.is_progress_shown
+        )
+    )
+    return psim.with_victim(
+        victim, calibration, opinion=opinion, transplant=transplant, is_progress_shown=training.is_progress_shown
+    )
 
 
 def _cost_of_transplants(guard: PsimGuard | OpinionGuard, victim: Classifier, texts: Sequence[str]) -> float:

@@ -7,8 +7,8 @@ from dataclasses import asdict, fields
 from typing import Any, cast
 
 from foretaste.errors import PlanError
-from foretaste.guard.opinion import SecondOpinion
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.spec import Registry, build
 from foretaste.victim.strategy import STRATEGIES
 

@@ -52,6 +52,7 @@ def evaluate(
     *,
     seed: int = 0,
     precision: Precision = "float32",
+    is_progress_shown: bool = False,
 ) -> Evaluation:
     """Run a victim, and a guard if given, over clean texts and over the same texts with the trigger.
 
@@ -68,8 +69,8 @@ def evaluate(
         )
     guarded = None if guard is None else GuardedClassifier(victim, guard)  # refuses a guard that does not fit
     triggered = triggered_test(corpus, trigger, target, seed)
-    clean_side = _judge(victim, guarded, corpus, precision)
-    triggered_side = _judge(victim, guarded, triggered.corpus, precision)
+    clean_side = _judge(victim, guarded, corpus, precision, is_progress_shown)
+    triggered_side = _judge(victim, guarded, triggered.corpus, precision, is_progress_shown)
     outcome = measure(
         clean_labels=corpus.labels,
         clean_predicted=clean_side.predicted,
@@ -84,16 +85,25 @@ def evaluate(
     return Evaluation(outcome, clean_side, triggered_side)
 
 
-def _judge(victim: Classifier, guarded: GuardedClassifier | None, corpus: Corpus, precision: Precision) -> Judged:
+def _judge(
+    victim: Classifier,
+    guarded: GuardedClassifier | None,
+    corpus: Corpus,
+    precision: Precision,
+    is_progress_shown: bool,
+) -> Judged:
     encoded = victim.encode(corpus.texts)
     predictions = victim.predict(encoded, precision=precision)
+    scores = None
+    if guarded is not None:
+        scores = guarded.score(corpus.texts, encoded, predictions, is_progress_shown=is_progress_shown)
     return Judged(
         corpus=corpus,
         # argmax would take NaN for the highest logit and so count a broken answer as one of the first class.
         predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
         confidence=predictions.certainty,
         is_truncated=predictions.is_truncated,
-        scores=None if guarded is None else guarded.score(corpus.texts, encoded, predictions),
+        scores=scores,
     )
 
 

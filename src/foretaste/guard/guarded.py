@@ -71,7 +71,12 @@ class GuardedClassifier:
         return reach(self.victim.tokenizer, texts, self._sight)
 
     def score(
-        self, texts: Sequence[str], encoded: Encoded | None = None, said: Predictions | None = None
+        self,
+        texts: Sequence[str],
+        encoded: Encoded | None = None,
+        said: Predictions | None = None,
+        *,
+        is_progress_shown: bool = False,
     ) -> NDArray[np.float64]:
         """Return the guard's score of each text, `(N,) float64`.
 
@@ -82,7 +87,7 @@ class GuardedClassifier:
         if not self.guard.asks_victim:
             return scores
         said = self.victim.predict(encoded, precision=self.precision) if said is None else said
-        return self.guard.behind(self.victim, said, texts, scores)
+        return self.guard.behind(self.victim, said, texts, scores, is_progress_shown=is_progress_shown)
 
     def _taste(self, texts: Sequence[str], encoded: Encoded) -> NDArray[np.float64]:
         """Return PSIM's scores `(N,)`; without PSIM 0, which is below every surprise."""

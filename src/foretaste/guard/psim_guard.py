@@ -102,6 +102,7 @@ class PsimGuard:
         *,
         opinion: Opinion | None = None,
         transplant: Transplant | None = None,
+        is_progress_shown: bool = False,
     ) -> PsimGuard:
         """Return a guard that also looks at the victim's answers (`guard.bound`); it answers behind this victim only.
 
@@ -117,7 +118,8 @@ class PsimGuard:
         bound = replace(self, opinion=opinion, transplant=transplant)
         bound.refuse_misfit(victim)
         texts = calibration.texts
-        scores = bound.behind(victim, victim.predict(texts), texts, self.judge(self.predict(texts)))
+        tasted = self.judge(self.predict(texts))
+        scores = bound.behind(victim, victim.predict(texts), texts, tasted, is_progress_shown=is_progress_shown)
         found = calibrate(scores, self.calibration.frr, self.calibration.confidence)
         return replace(bound, threshold=found.threshold, calibration=found)
 
@@ -127,7 +129,15 @@ class PsimGuard:
             if look is not None:
                 look.refuse_misfit(victim)
 
-    def behind(self, victim: Classifier, said: Predictions, texts: Sequence[str], tasted: Array) -> Array:
+    def behind(
+        self,
+        victim: Classifier,
+        said: Predictions,
+        texts: Sequence[str],
+        tasted: Array,
+        *,
+        is_progress_shown: bool = False,
+    ) -> Array:
         """Return the scores `(N,) float64` behind a victim that `said` this of the texts, and PSIM's scores `tasted`.
 
         -log10 of p-values: what transplants find is added to PSIM's, the opinion's counts if it is higher. NaN if a
@@ -135,7 +145,7 @@ class PsimGuard:
         """
         scores = tasted
         if self.transplant is not None:
-            scores = scores + self.transplant.surprise(victim, said, texts, tasted)
+            scores = scores + self.transplant.surprise(victim, said, texts, tasted, is_progress_shown=is_progress_shown)
         if self.opinion is not None:
             scores = np.maximum(scores, self.opinion.surprise(victim, said, texts))
         return scores

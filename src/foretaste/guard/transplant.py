@@ -13,10 +13,8 @@ little suspicious: a share of clean texts that the user chooses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,33 +23,26 @@ from pydantic import Field
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.guard.looks import surprise
+from foretaste.guard.pieces import SIZES, Piece, cut_out, margins_of, rank_words
 from foretaste.seeds import generator
 from foretaste.spec import spec
+from foretaste.tune.progress import meter
 from foretaste.victim.classifier import Classifier, Predictions
 
-__all__ = ["SIZES", "Transplant", "TransplantTest"]
+__all__ = ["Transplant", "TransplantTest"]
 
 SINGLE = (
     4  # of a text's words for its answer, so many are put into other texts singly; then the first two, the first four
 )
-SIZES = (1, 2, 4)
 HOSTS, FEWEST_HOSTS = 12, 6  # texts they are put into, of other classes than the answer
 FIRST_HOSTS, GOING_ON = 4, 0.25  # what a quarter of the clean texts that are examined gets past
 NOTHING = float(np.finfo(np.float64).min)
 HOST_WORDS = (4, 8)  # of each host no more than its beginning is used
 SPREAD = 2.0
 RANKED, FEWEST_RANKED, FEWEST_EXAMINED = 600, 100, 20  # clean texts, the share of which that is examined is ranked
-MOST_WORDS, LEFT_OUT = 256, 12  # of a text; how often words are left out of it, several neighbours at once if need be
 AT_ONCE = 64  # texts examined in one go, so that memory stays small
 
 Array = NDArray[np.float64]
-
-
-class Piece(NamedTuple):
-    """Words of a text; `size` is an index of SIZES."""
-
-    text: str
-    size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +72,15 @@ class Transplant:
         if not len(self.first) == len(self.clean) == len(SIZES):
             raise DataError(f"Scores of {len(self.clean)} sizes, not {len(SIZES)}.")
 
-    def surprise(self, victim: Classifier, said: Predictions, texts: Sequence[str], tasted: Array) -> Array:
+    def surprise(
+        self,
+        victim: Classifier,
+        said: Predictions,
+        texts: Sequence[str],
+        tasted: Array,
+        *,
+        is_progress_shown: bool = False,
+    ) -> Array:
         """Return -log10 of each text's p-value against clean texts that are examined, too: `(N,) float64`.
 
         Of the K sizes, the highest. `tasted (N,)` are PSIM's scores; 0 for a text that is not examined, NaN where the
@@ -91,27 +90,30 @@ class Transplant:
         chosen = np.flatnonzero(tasted > self.gate)
         if len(chosen):
             seen = victim.seen([texts[i] for i in chosen.tolist()], said.is_truncated[chosen])
-            scores = self.examine(victim, said.labels[chosen], seen)
+            scores = self.examine(victim, said.labels[chosen], seen, is_progress_shown=is_progress_shown)
             levels = [surprise(scores[:, k], self.clean[k]) for k in range(len(SIZES))]
             result[chosen] = np.max(levels, axis=0)  # keeps NaN
         return result
 
-    def examine(self, victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> Array:
+    def examine(
+        self, victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str], *, is_progress_shown: bool = False
+    ) -> Array:
         """Return for each text how surely its first words for the answer turn others, `(N, K) float64`.
 
         NOTHING where they do not in the first four hosts, or where a text has no words.
         """
         scores = [np.empty((0, len(SIZES)))]
-        for start in range(0, len(texts), AT_ONCE):
-            few, own = texts[start : start + AT_ONCE], labels[start : start + AT_ONCE]
-            pieces = list(map(_pieces, few, _decisive(victim, own, few)))
-            early = self.turn(victim, own, pieces, slice(0, FIRST_HOSTS))
-            kept = [
-                [piece for piece, score in zip(row, tried, strict=True) if not score <= self.first[piece.size]]
-                for row, tried in zip(pieces, early, strict=True)
-            ]
-            late = self.turn(victim, own, kept, slice(None))
-            scores.append(_best(kept, late))
+        with meter("transplants", len(texts), is_shown=is_progress_shown) as progress:
+            for start in range(0, len(texts), AT_ONCE):
+                few, own = texts[start : start + AT_ONCE], labels[start : start + AT_ONCE]
+                pieces = list(map(cut_out, few, rank_words(victim, own, few)))
+                early = self.turn(victim, own, pieces, slice(0, FIRST_HOSTS))
+                kept = [
+                    [piece for piece, score in zip(row, tried, strict=True) if not score <= self.first[piece.size]]
+                    for row, tried in zip(pieces, early, strict=True)
+                ]
+                scores.append(_best(kept, self.turn(victim, own, kept, slice(None))))
+                progress.advance(len(few))
         return np.concatenate(scores)
 
     def turn(
@@ -128,7 +130,7 @@ class Transplant:
         ]
         targets = np.repeat(labels, [len(own) for own in pieces])
         targets = np.repeat(targets, [len(texts) for texts in asked])
-        margins = _margins(victim, [text for texts in asked for text in texts], targets)
+        margins = margins_of(victim, [text for texts in asked for text in texts], targets)
         scores, start = list[float](), 0
         for texts in asked:
             own = margins[start : start + len(texts)]
@@ -161,7 +163,13 @@ class TransplantTest:
     share: float = Field(default=0.3, gt=0.0, le=1.0)
 
     def fit(
-        self, taste: Callable[[Sequence[str]], Array], victim: Classifier, corpus: Corpus, *, seed: int = 0
+        self,
+        taste: Callable[[Sequence[str]], Array],
+        victim: Classifier,
+        corpus: Corpus,
+        *,
+        seed: int = 0,
+        is_progress_shown: bool = False,
     ) -> Transplant:
         """Choose hosts among clean texts, and rank what the test says of others; `taste` gives PSIM's scores.
 
@@ -188,10 +196,10 @@ class TransplantTest:
         few = [texts[i] for i in chosen.tolist()]
         said = victim.predict(few)
         labels, seen = said.labels, victim.seen(few, said.is_truncated)
-        pieces = list(map(_pieces, seen, _decisive(victim, labels, seen)))
+        pieces = list(map(cut_out, seen, rank_words(victim, labels, seen)))
         early = _best(pieces, none.turn(victim, labels, pieces, slice(0, FIRST_HOSTS)))
         test = replace(none, gate=gate, first=np.quantile(early, 1.0 - GOING_ON, axis=0))
-        scores = test.examine(victim, labels, seen)
+        scores = test.examine(victim, labels, seen, is_progress_shown=is_progress_shown)
         lowest = np.min(scores, axis=0, initial=0.0, where=scores != NOTHING) - 1.0  # (K,)
         clean = np.maximum(scores, lowest)
         if not np.isfinite(clean).all():
@@ -216,59 +224,6 @@ def _hosts(victim: Classifier, corpus: Corpus) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _words(text: str) -> dict[str, str]:
-    """Return what white space separates, each word once, by its form without case, in order of first appearance."""
-    found = dict[str, str]()
-    for word in text.split():
-        found.setdefault(word.casefold(), word)
-    return dict(islice(found.items(), MOST_WORDS))
-
-
-def _without(text: str, keys: Collection[str]) -> str:
-    return " ".join(word for word in text.split() if word.casefold() not in keys)
-
-
-def _decisive(victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> list[list[str]]:
-    """Return the words of each text, the one that speaks most for the answer first.
-
-    What speaks for a word is the margin that is lost when it is left out, every copy of it and its neighbours too where
-    there are more than 12 words, and the margin that it has alone: of two triggers in a text each is enough, so that
-    leaving out one shows nothing.
-    """
-    words = [_words(text) for text in texts]
-    asked = list[str]()
-    targets = list[int]()
-    for text, own, label in zip(texts, words, labels.tolist(), strict=True):
-        parts = _parts(list(own))
-        asked += [*(_without(text, part) for part in parts), *own.values()]
-        targets += [label] * (len(parts) + len(own))
-    margins = iter(_margins(victim, asked, np.array(targets, dtype=np.int64)).tolist())
-    orders = []
-    for own in words:
-        parts = _parts(list(own))
-        lost = [-margin for part, margin in zip(parts, islice(margins, len(parts)), strict=True) for _ in part]
-        weight = np.array(lost) + list(islice(margins, len(own)))
-        names = list(own.values())
-        orders.append([names[i] for i in np.argsort(-weight, kind="stable")])
-    return orders
-
-
-def _parts(keys: Sequence[str]) -> list[Sequence[str]]:
-    """Divide words among at most 12 parts of neighbours."""
-    size = max(1, -(-len(keys) // LEFT_OUT))
-    return [keys[start : start + size] for start in range(0, len(keys), size)]
-
-
-def _pieces(text: str, decisive: Sequence[str]) -> list[Piece]:
-    """Return the first four words for the answer singly, then the first two and four, in the order of the text."""
-    place = {word: index for index, word in enumerate(_words(text).values())}
-    pieces = [Piece(word, 0) for word in decisive[:SINGLE]]
-    for number, size in enumerate(SIZES[1:], 1):
-        if len(decisive) > SIZES[number - 1]:
-            pieces.append(Piece(" ".join(sorted(decisive[:size], key=place.__getitem__)), number))
-    return pieces
-
-
 def _best(pieces: Sequence[Sequence[Piece]], scores: Sequence[Array]) -> Array:
     """Return the highest score of each size, `(N, K)`, NOTHING without a piece of it."""
     best = np.full((len(pieces), len(SIZES)), NOTHING)
@@ -276,17 +231,3 @@ def _best(pieces: Sequence[Sequence[Piece]], scores: Sequence[Array]) -> Array:
         for piece, value in zip(own, values.tolist(), strict=True):
             best[row, piece.size] = np.maximum(best[row, piece.size], value)  # keeps NaN
     return best
-
-
-def _margins(victim: Classifier, texts: Sequence[str], labels: NDArray[np.int64]) -> Array:
-    """Return by how much each label's logit exceeds the highest other one, `(N,) float64`; each text is read once."""
-    if not texts:
-        return np.zeros(0)
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    logits = victim.predict(list(places)).logits.astype(np.float64)[[places[text] for text in texts]]
-    rows = np.arange(len(texts))
-    own = logits[rows, labels]
-    logits[rows, labels] = -np.inf
-    result: Array = own - logits.max(axis=1)
-    result[~np.isfinite(result)] = np.nan
-    return result
