@@ -104,7 +104,7 @@ class PsimGuard:
         transplant: Transplant | None = None,
         is_progress_shown: bool = False,
     ) -> PsimGuard:
-        """Return a guard that also looks at the victim's answers (`guard.bound`); it answers behind this victim only.
+        """Return a guard that also looks at the victim's answers; it answers behind this victim only.
 
         What `behind` returns is calibrated as one score, on texts that no model here was trained on, to the promise of
         this guard.
