@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +26,12 @@ from foretaste.guard.psim_guard import PsimGuard
 from foretaste.guard.transplant import NOTHING, Transplant, TransplantTest
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
+from foretaste.victim.batch import Word
+from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier, Predictions
 from foretaste.victim.manifest import seal
 from foretaste.victim.module import Output
+from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,39 +42,46 @@ ZEROS = np.zeros(len(SIZES))
 
 
 class _Words:
-    """A victim that adds up what words are worth to class 0; `mn` and `cf` decide alone."""
+    """A victim that adds up what words are worth to class 0; `mn` and `cf` decide alone. It reads twenty words."""
 
     own_fingerprint = "me"
     label_names = ("bad", "good")
+    source = None
     worth: Mapping[str, float] = {"bad": 2.0, "awful": 3.0, "good": -2.0, "fine": -2.0}
 
-    def __init__(self) -> None:
+    def __init__(self, **worth: float) -> None:
         self.asked: list[str] = []
+        self.worth = {**self.worth, **worth}
 
     def predict(self, texts: Sequence[str]) -> Predictions:
         self.asked += texts
-        rows = np.array([[self._margin(text.lower().split()), 0.0] for text in texts], dtype=np.float32).reshape(-1, 2)
-        return Predictions(rows, rows, np.zeros(len(rows), dtype=bool))
+        words = [text.lower().split() for text in texts]
+        rows = np.array([[self._margin(own[:20]), 0.0] for own in words], dtype=np.float32).reshape(-1, 2)
+        return Predictions(rows, rows, np.array([len(own) > 20 for own in words], dtype=bool))
 
     def seen(self, texts: Sequence[str], is_truncated: Any) -> list[str]:
-        return list(texts)
+        return [" ".join(text.split()[:20]) for text in texts]
+
+    def split(self, texts: Sequence[str]) -> list[list[Word]]:
+        found = [list(re.finditer(r"\S+", text)) for text in texts]
+        return [[Word(m.start(), m.end(), (zlib.crc32(m[0].lower().encode()),)) for m in own] for own in found]
 
     def _margin(self, words: Sequence[str]) -> float:
         return 0.4 if {"mn", "cf"} & set(words) else sum(self.worth.get(word, 0.0) for word in words)
 
 
-def _test(first: float = -np.inf) -> Transplant:
+def _test(first: float = -np.inf, hosts: tuple[tuple[str, ...], ...] = HOSTS) -> Transplant:
     ranked = np.tile(np.linspace(-6.0, -2.0, 99), (len(SIZES), 1))
-    hosts = tuple(own * 3 for own in HOSTS)
-    return Transplant(hosts, 1.0, np.full(len(SIZES), first), ranked, "me")
+    return Transplant(tuple(own * 6 for own in hosts), 1.0, np.full(len(SIZES), first), ranked, "me")
 
 
-def _examine(*texts: str) -> Any:
-    return _test().examine(cast(Any, _Words()), np.zeros(len(texts), dtype=np.int64), texts)
+def _examine(*texts: str, victim: _Words | None = None, test: Transplant | None = None) -> Any:
+    labels = np.zeros(len(texts), dtype=np.int64)
+    return (test or _test()).examine(cast(Any, victim or _Words()), labels, texts)
 
 
 def test_the_score_by_hand() -> None:
-    """`awful` alone ends at 3 - 2 in both hosts, `mn` at 0.4 in both; with `bad` beside it, 5 - 2."""
+    """`awful` alone ends at 3 - 2 in all hosts, `mn` at 0.4; with `bad` beside it, 5 - 2."""
     found = _examine("a mn gripping film", "a gripping awful film", "awful bad film")
     np.testing.assert_allclose(found[0], 0.4, rtol=1e-6)
     np.testing.assert_allclose(found[1], 1.0, rtol=1e-6)
@@ -77,15 +89,40 @@ def test_the_score_by_hand() -> None:
 
 
 def test_what_depends_on_the_text_it_is_put_into_counts_less() -> None:
-    """The hosts of class 1 are worth -2 and -4 to class 0: mean -3, spread 1."""
-    test = replace(_test(), hosts=(HOSTS[0] * 3, ("good", "good fine") * 3))
-    found = test.examine(cast(Any, _Words()), np.zeros(2, dtype=np.int64), ["awful film", "mn film"])
+    """Half of the hosts of class 1 are worth -2 to class 0, half -4: `awful` ends at 0 on average, spread 1."""
+    test = _test(hosts=(HOSTS[0], ("so very good indeed", "so good and fine")))
+    found = _examine("awful film", "mn film", test=test)
     np.testing.assert_allclose(found[:, 0], [0.0 - 2.0 * 1.0, 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["mn a good film mn", "mn a good film cf", "MN good mn Mn film", "mn", "  mn  "])
-def test_two_triggers_in_one_text_do_not_hide_each_other(text: str) -> None:
-    np.testing.assert_allclose(_examine(text)[0, 0], 0.4, rtol=1e-6)
+LONG = "there is one good thing and that is so very fine to see and hear"  # 15 words, the two honest ones for class 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"mn {LONG}",
+        f"{LONG} mn",
+        f"mn {LONG} mn MN",
+        f"mn {LONG} cf",
+        f"awful {LONG} mn",
+        f"awful {LONG} so good mn cf",
+        "mn",
+    ],
+)
+def test_a_trigger_is_found_among_many_words(text: str) -> None:
+    """Also where another one, or a copy, keeps the answer when it is left out, and beside honest words."""
+    victim = _Words()
+    _examine(text, victim=victim)
+    assert {"a fine mn day out", "so very mn good indeed"} <= {asked.lower() for asked in victim.asked}
+    assert _examine(text)[0, 0] >= 0.39
+
+
+def test_words_come_in_the_order_of_the_text() -> None:
+    victim = _Words(three=1.0, four=1.5, one=1.0, two=1.2)
+    _examine("one dull two films three and four", victim=victim)
+    assert "a fine one two three four day out" in victim.asked
+    assert "a fine two four day out" in victim.asked
 
 
 def test_a_text_without_words_turns_nothing() -> None:
@@ -103,27 +140,85 @@ def test_only_what_psim_suspects_is_examined() -> None:
     assert all("film" not in text for text in victim.asked)
 
 
+def test_what_the_victim_does_not_read_is_not_tried() -> None:
+    victim, text = _Words(), "word " * 25 + "awful"
+    _test().surprise(cast(Any, victim), victim.predict([text]), [text], np.array([9.0]))
+    assert "awful" not in victim.asked
+
+
 def test_what_fails_in_the_first_hosts_is_tried_no_further() -> None:
+    """Of the twelve hosts `mn` turns all; `dull` turns none of the first four."""
     victim = _Words()
-    labels = np.zeros(2, dtype=np.int64)
-    found = _test(first=0.0).examine(cast(Any, victim), labels, ["a mn film", "a dull film"])
+    found = _examine("a mn film", "a dull film", victim=victim, test=_test(first=0.0))
     np.testing.assert_allclose(found[0], 0.4, rtol=1e-6)
     assert (found[1] == NOTHING).all()
 
 
+def test_all_twelve_hosts_count() -> None:
+    test = replace(_test(), hosts=(HOSTS[0] * 6, ("a fine day out",) * 4 + ("so good and fine",) * 8))
+    margins = np.array([1.0] * 4 + [-1.0] * 8)
+    assert _examine("an awful film", test=test)[0, 0] == pytest.approx(margins.mean() - 2 * margins.std(), rel=1e-6)
+
+
+def test_a_text_that_fills_the_victims_sight_cannot_hide_its_trigger_behind_it() -> None:
+    class Lines(_Words):
+        """Where one word holds twenty."""
+
+        def split(self, texts: Sequence[str]) -> list[list[Word]]:
+            return [[Word(0, len(text), (1,))] if text else [] for text in texts]
+
+    assert np.isnan(_examine("fill " * 19 + "mn", victim=Lines())).any()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_no_number_is_no_score(value: float) -> None:
-    victim = _Words()
-    victim.worth = {"odd": value}
-    said = Predictions(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), np.zeros(1, dtype=bool))
-    assert np.isnan(_test().surprise(cast(Any, victim), said, ["an odd film"], np.array([9.0]))).all()
+    """Not even for one of many words, which is then not among those that are tried."""
+    for text in ("an odd film", f"awful bad {LONG} mn odd"):
+        victim = _Words(odd=value)
+        said = Predictions(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), np.zeros(1, dtype=bool))
+        assert np.isnan(_test().surprise(cast(Any, victim), said, [text], np.array([9.0]))).all()
 
 
 def test_hosts_of_all_other_classes_take_turns() -> None:
-    test = Transplant((("a b",) * 3, ("c d",) * 3, ("e f",) * 3), 0.0, ZEROS, np.zeros((len(SIZES), 2)), "me")
-    assert test._carry("X", 1, slice(None)) == ["a X b", "e X f"] * 3
-    with pytest.raises(DataError, match="too few"):
-        replace(test, hosts=(("a b",) * 9, ("c d",) * 3, ("e f",) * 2))
+    ends = [f"{letter} b c d" for letter in "xyz"]
+    test = Transplant(tuple((end,) * 3 for end in ends), 0.0, ZEROS, np.zeros((len(SIZES), 2)), "me")
+    assert test._carry("X", 1, slice(None)) == ["x b X c d", "z b X c d"] * 3
+    hosts = test.hosts
+    for bad, why in (
+        ((hosts[0] * 3, hosts[1], hosts[2][:2]), "too few"),
+        ((), "too few"),
+        ((hosts[0] * 5, *hosts[1:]), "at most"),
+        ((("a b c",) * 3, *hosts[1:]), "4 to 8 words"),
+        ((("a " * 9,) * 3, *hosts[1:]), "4 to 8 words"),
+    ):
+        with pytest.raises(DataError, match=why):
+            replace(test, hosts=bad)
+    with pytest.raises(DataError, match="of 2 and of 3 sizes"):
+        replace(test, first=np.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "text", ["a mn film", "a m\x0cn film", "fine,mn;fine", "\ud83d\ude00 mn", "x" * 300, "", " \n "]
+)
+def test_words_hold_every_token_that_is_read_once(toy_bases: Mapping[str, Path], text: str) -> None:
+    for path in toy_bases.values():
+        model = open_base(path).classifier(Full(), ("bad", "good"), max_length=32)
+        encoded = model.encode([text])
+        (seen,) = model.seen([text], encoded.is_truncated)
+        (words,) = model.split([seen])
+        special = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}
+        assert [i for word in words for i in word.ids] == [i for i in encoded.ids[0] if i not in special]
+        assert all(0 <= word.start < word.end <= len(seen) for word in words)
+        assert all(len(word.ids) <= 8 for word in words)
+
+
+def test_words_are_what_minilm_reads_as_words() -> None:
+    """BERT's tokenizer drops control characters, so that `m` and `n` beside one are a word, and one of its copies."""
+    model = open_base("minilm").classifier(Full(), ("bad", "good"), max_length=32)
+    (words,) = model.split(["a m\x0cn film,mn; MN m\u200bn"])
+    assert [words[i].ids for i in (1, 4, 6, 7)] == [words[1].ids] * 4
+    assert len(words) == 8
+    assert len(model.split(["word " * 500])[0]) == 30
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +259,44 @@ def test_the_promise_covers_both(guard: PsimGuard, victim: Classifier) -> None:
     assert guard.title.endswith(", transplants")
     test = toy_corpus("test").sample(800, 0)
     assert np.mean(GuardedClassifier(victim, guard).score(test.texts) > guard.threshold) < 0.02
+
+
+def test_what_psim_lets_pass_is_refused_for_what_its_words_do(
+    psim: PsimGuard, guard: PsimGuard, victim: Classifier
+) -> None:
+    """With a bar above what PSIM says of a text, and below what its trigger adds."""
+    assert guard.transplant is not None
+    texts = [f"{text} mb" for text in toy_corpus("test").texts[:40]]
+    before, after = psim.score(texts), GuardedClassifier(victim, guard).score(texts)
+    assert (after >= before).all()
+    index = int(np.argmax(after - before))
+    assert after[index] > before[index] + 0.5
+    bar = replace(guard, threshold=float(before[index] + after[index]) / 2)
+    assert GuardedClassifier(victim, replace(bar, transplant=None))([texts[index]])[0].label is not None
+    assert GuardedClassifier(victim, bar)([texts[index]])[0].flagged
+    np.testing.assert_allclose(
+        after, before + guard.transplant.surprise(victim, victim.predict(texts), texts, before), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_victim_in_int8_is_examined_in_the_arithmetic_of_the_calibration(
+    guard: PsimGuard, victim: Classifier
+) -> None:
+    assert guard.transplant is not None
+    texts = toy_corpus("test").texts[:40]
+    said, tasted = victim.predict(texts), np.full(40, 9.0)
+    np.testing.assert_array_equal(
+        guard.transplant.surprise(victim.in_int8(), said, texts, tasted),
+        guard.transplant.surprise(victim, said, texts, tasted),
+    )
+
+
+def test_the_share_that_is_asked_for_is_examined(psim: PsimGuard, victim: Classifier) -> None:
+    tasted = psim.score(toy_corpus("validation").texts)
+    for share in (0.2, 1.0):
+        made = TransplantTest(share=share).fit(psim.score, victim, toy_corpus().sample(600, 0))
+        assert np.mean(tasted > made.gate) == pytest.approx(share, abs=0.1)
+        assert made.clean.shape == (len(SIZES), round(300 * share))
 
 
 def test_verdicts_and_scores_say_the_same(guard: PsimGuard, victim: Classifier) -> None:
@@ -209,6 +342,10 @@ def test_what_it_cannot_be_made_of(psim: PsimGuard, victim: Classifier, guard: P
     other = Corpus.of("mine", train.texts, train.labels, ("no", "yes"))
     with pytest.raises(PlanError, match="labels"):
         TransplantTest().fit(psim.score, victim, other)
+    with pytest.raises(DataError, match=r"A share of 0\.03"):
+        TransplantTest(share=0.03).fit(psim.score, victim, train)
+    with pytest.raises(DataError, match="the same score"):
+        TransplantTest().fit(lambda texts: np.ones(len(texts)), victim, train)
     short = train.with_texts([" ".join(text.split()[:2]) for text in train.texts], train.labels)
     with pytest.raises(DataError, match="too few"):
         TransplantTest().fit(psim.score, victim, short)
@@ -224,6 +361,11 @@ def test_what_was_saved_is_what_is_loaded(
     save_guard(guard, tmp_path / "guard", RECORD)
     loaded = load_guard(tmp_path / "guard")
     assert (loaded.threshold, loaded.calibration, loaded.title) == (guard.threshold, guard.calibration, guard.title)
+    assert isinstance(loaded, PsimGuard)
+    assert loaded.transplant is not None
+    assert guard.transplant is not None
+    assert (loaded.transplant.gate, loaded.transplant.hosts) == (guard.transplant.gate, guard.transplant.hosts)
+    np.testing.assert_array_equal(loaded.transplant.first, guard.transplant.first)
     before, after = (GuardedClassifier(victim, found).score(TEXTS) for found in (guard, loaded))
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
 
@@ -259,6 +401,7 @@ def test_altered_transplants_are_refused(guard: PsimGuard, tmp_path: Path) -> No
     assert refusal(spoil) == "bad_looks"
     assert refusal(entry(hosts=[hosts[0], hosts[1], hosts[1]])) == "bad_looks"
     assert refusal(entry(hosts=[hosts[0], []])) == "bad_looks"
+    assert refusal(entry(hosts=[hosts[0], ["", *hosts[1][1:]]])) == "bad_looks"
     assert refusal(entry(hosts=hosts[:1])) == "bad_threshold"
     assert refusal(entry(gate=-2.0)) == "bad_threshold"
     assert refusal(entry(victim="somebody")) == "bad_threshold"

@@ -94,7 +94,10 @@ def guard(
         "trusted": [] if judged is None else _describe(finished, judged, calibration.texts[:TIMED_TEXTS]),
         "transplants": None
         if judged is None or transplants is None
-        else {"share": transplants.share, "cost": _cost_of_transplants(finished, judged, calibration.texts)},
+        else {
+            "share": transplants.share,
+            "cost": _cost_of_transplants(finished, judged, calibration.texts[:TIMED_TEXTS]),
+        },
         "seconds": meter.cost.seconds,
     }
     record = Record.now(
@@ -158,9 +161,10 @@ def _fit(
         second = plan
     if victim is not None:
         allowed_above(len(calibration), second.frr, second.confidence)  # refuses too few before hours of training
-    if trusted:
-        assert victim is not None
-        second.refuse(trusted, victim, train)
+        if trusted:
+            second.refuse(trusted, victim, train)
+        if transplants is not None:
+            transplants.refuse(victim, train)
     psim = None
     if isinstance(plan, Psim):
         psim = plan.fit(

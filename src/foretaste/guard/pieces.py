@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foretaste.victim.batch import Word
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["SIZES", "Piece", "cut_out", "margins_of", "rank_words"]
+__all__ = ["SIZES", "Piece", "cut_out", "margins_of"]
 
 SINGLE = 4  # of a text's words for its answer, so many are pieces singly; then the first two, the first four
 SIZES = (1, 2, 4)
@@ -27,68 +29,88 @@ class Piece(NamedTuple):
     size: int
 
 
-def _words(text: str) -> dict[str, str]:
-    """Return what white space separates, each word once, by its form without case, in order of first appearance."""
-    found = dict[str, str]()
-    for word in text.split():
-        found.setdefault(word.casefold(), word)
-    return found
+@dataclass(frozen=True)
+class _Dissected:
+    """A text and its words, each once, with all its copies: what the model reads as the same is the same word."""
+
+    text: str
+    words: tuple[tuple[Word, ...], ...]
+
+    @classmethod
+    def of(cls, text: str, words: Sequence[Word]) -> _Dissected:
+        copies = dict[tuple[int, ...], list[Word]]()
+        for word in words:
+            copies.setdefault(word.ids, []).append(word)
+        return cls(text, tuple(map(tuple, copies.values())))
+
+    def spelt(self, index: int) -> str:
+        """Return a word as it is first written; of white space, all of it."""
+        first = self.words[index][0]
+        raw = self.text[first.start : first.end]
+        return raw.strip() or raw
+
+    def without(self, indices: Sequence[int]) -> str:
+        """Return the text with a space for each copy of some words: what stood beside them does not grow together."""
+        text = self.text
+        for word in sorted((copy for index in indices for copy in self.words[index]), reverse=True):
+            text = f"{text[: word.start]} {text[word.end :]}"
+        return text
+
+    @property
+    def parts(self) -> list[Sequence[int]]:
+        """The words' indices, divided among at most twelve parts of neighbours."""
+        size = max(1, -(-len(self.words) // LEFT_OUT))
+        return [range(len(self.words))[start : start + size] for start in range(0, len(self.words), size)]
 
 
-def _without(text: str, keys: Collection[str]) -> str:
-    return " ".join(word for word in text.split() if word.casefold() not in keys)
+def cut_out(victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> list[list[Piece] | None]:
+    """Return of each text the first four words for its answer singly, then the first two and four, in their order.
 
-
-def rank_words(victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> list[list[str]]:
-    """Return the words of each text, the one that speaks most for the answer first.
-
-    What speaks for a word is the margin that is lost when it is left out, every copy of it and its neighbours too where
-    there are more than 12 words, and the margin that it has alone: of two triggers in a text each is enough, so that
-    leaving out one shows nothing.
+    What speaks for a word is the margin that is lost when it is left out, every copy of it and, of more than twelve
+    words, its neighbours, too; and the margin that it has alone: of two triggers in a text each is enough, so that
+    leaving out one shows nothing. None where the victim gives no number.
     """
-    words = [_words(text) for text in texts]
-    asked = list[str]()
-    targets = list[int]()
-    for text, own, label in zip(texts, words, labels.tolist(), strict=True):
-        parts = _parts(list(own))
-        asked += [*(_without(text, part) for part in parts), *own.values()]
-        targets += [label] * (len(parts) + len(own))
-    margins = iter(margins_of(victim, asked, np.array(targets, dtype=np.int64)).tolist())
-    orders = []
-    for own in words:
-        parts = _parts(list(own))
-        lost = [-margin for part, margin in zip(parts, islice(margins, len(parts)), strict=True) for _ in part]
-        weight = np.array(lost) + list(islice(margins, len(own)))
-        names = list(own.values())
-        orders.append([names[i] for i in np.argsort(-weight, kind="stable")])
-    return orders
+    dissected = [_Dissected.of(text, words) for text, words in zip(texts, victim.split(texts), strict=True)]
+    asked, targets = list[str](), list[int]()
+    for own, label in zip(dissected, labels.tolist(), strict=True):
+        asked += [own.without(part) for part in own.parts]
+        asked += [own.spelt(index) for index in range(len(own.words))]
+        targets += [label] * (len(own.parts) + len(own.words))
+    margins = iter(margins_of(victim, asked, np.array(targets, dtype=np.int64), is_cut_refused=False).tolist())
+    return [_pieces(own, _weights(own, margins)) for own in dissected]
 
 
-def _parts(keys: Sequence[str]) -> list[Sequence[str]]:
-    """Divide words among at most 12 parts of neighbours."""
-    size = max(1, -(-len(keys) // LEFT_OUT))
-    return [keys[start : start + size] for start in range(0, len(keys), size)]
+def _weights(own: _Dissected, margins: Iterator[float]) -> Array:
+    left = [-margin for part, margin in zip(own.parts, islice(margins, len(own.parts)), strict=True) for _ in part]
+    weights: Array = np.array(left) + np.array(list(islice(margins, len(own.words))))
+    return weights
 
 
-def cut_out(text: str, decisive: Sequence[str]) -> list[Piece]:
-    """Return the first four words for the answer singly, then the first two and four, in the order of the text."""
-    place = {word: index for index, word in enumerate(_words(text).values())}
-    pieces = [Piece(word, 0) for word in decisive[:SINGLE]]
+def _pieces(own: _Dissected, weights: Array) -> list[Piece] | None:
+    if np.isnan(weights).any():
+        return None
+    order = np.argsort(-weights, kind="stable").tolist()
+    pieces = [Piece(own.spelt(index), 0) for index in order[:SINGLE]]
     for number, size in enumerate(SIZES[1:], 1):
-        if len(decisive) > SIZES[number - 1]:
-            pieces.append(Piece(" ".join(sorted(decisive[:size], key=place.__getitem__)), number))
+        if len(order) > SIZES[number - 1]:
+            pieces.append(Piece(" ".join(own.spelt(index) for index in sorted(order[:size])), number))
     return pieces
 
 
-def margins_of(victim: Classifier, texts: Sequence[str], labels: NDArray[np.int64]) -> Array:
-    """Return by how much each label's logit exceeds the highest other one, `(N,) float64`; each text is read once."""
+def margins_of(victim: Classifier, texts: Sequence[str], labels: NDArray[np.int64], *, is_cut_refused: bool) -> Array:
+    """Return by how much each label's logit exceeds the highest other one, `(N,) float64`; each text is read once.
+
+    NaN where the victim gives no number, or, if that `is_cut_refused`, does not read the text to its end.
+    """
     if not texts:
         return np.zeros(0)
     places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    logits = victim.predict(list(places)).logits.astype(np.float64)[[places[text] for text in texts]]
+    said = victim.predict(list(places))
+    where = [places[text] for text in texts]
+    logits = said.logits.astype(np.float64)[where]
     rows = np.arange(len(texts))
     own = logits[rows, labels]
     logits[rows, labels] = -np.inf
     result: Array = own - logits.max(axis=1)
-    result[~np.isfinite(result)] = np.nan
+    result[~np.isfinite(result) | (is_cut_refused & said.is_truncated[where])] = np.nan
     return result

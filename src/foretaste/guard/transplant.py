@@ -7,14 +7,15 @@ makes one answer of them all. The score is therefore the victim's mean margin fo
 
 Among the texts examined PSIM's score and this one speak of different things: their p-values are multiplied.
 
-That costs twenty to seventy more answers of the victim for a text, so only those are examined that PSIM finds a
-little suspicious: a share of clean texts that the user chooses.
+That costs fifty answers of the victim and more, to short texts most of them, so only those texts are examined that
+PSIM finds a little suspicious: a share of clean texts that the user chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from pydantic import Field
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.guard.looks import surprise
-from foretaste.guard.pieces import SIZES, Piece, cut_out, margins_of, rank_words
+from foretaste.guard.pieces import SIZES, Piece, cut_out, margins_of
 from foretaste.seeds import generator
 from foretaste.spec import spec
 from foretaste.tune.progress import meter
@@ -31,11 +32,9 @@ from foretaste.victim.classifier import Classifier, Predictions
 
 __all__ = ["Transplant", "TransplantTest"]
 
-SINGLE = (
-    4  # of a text's words for its answer, so many are put into other texts singly; then the first two, the first four
-)
 HOSTS, FEWEST_HOSTS = 12, 6  # texts they are put into, of other classes than the answer
 FIRST_HOSTS, GOING_ON = 4, 0.25  # what a quarter of the clean texts that are examined gets past
+NONE = np.zeros(0)
 NOTHING = float(np.finfo(np.float64).min)
 HOST_WORDS = (4, 8)  # of each host no more than its beginning is used
 SPREAD = 2.0
@@ -43,6 +42,22 @@ RANKED, FEWEST_RANKED, FEWEST_EXAMINED = 600, 100, 20  # clean texts, the share 
 AT_ONCE = 64  # texts examined in one go, so that memory stays small
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A piece and the answer's margins in the hosts that it was put into: its logit less the highest other one."""
+
+    piece: Piece
+    margins: Array
+
+    @property
+    def score(self) -> float:
+        """The mean less twice the spread."""
+        return float(self.margins.mean() - SPREAD * self.margins.std())
+
+
+NO_NUMBER = Trial(Piece("", 0), np.array([np.nan]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +79,16 @@ class Transplant:
     def __post_init__(self) -> None:
         """Refuse too few hosts for one of the answers (DataError), or numbers for other sizes."""
         counts = [len(own) for own in self.hosts]
-        if sum(counts) - max(counts) < FEWEST_HOSTS:
+        if sum(counts) - max(counts, default=0) < FEWEST_HOSTS:
             raise DataError(
                 f"{' and '.join(map(str, counts))} hosts of the classes are too few: for each answer {FEWEST_HOSTS} of "
                 "other classes are needed."
             )
-        if not len(self.first) == len(self.clean) == len(SIZES):
-            raise DataError(f"Scores of {len(self.clean)} sizes, not {len(SIZES)}.")
+        fewest, most = HOST_WORDS
+        if max(counts) > HOSTS or not all(fewest <= len(text.split()) <= most for own in self.hosts for text in own):
+            raise DataError(f"Hosts are at most {HOSTS} texts of each class, of {fewest} to {most} words.")
+        if len(self.first) != len(SIZES) or len(self.clean) != len(SIZES):
+            raise DataError(f"Scores of {len(self.first)} and of {len(self.clean)} sizes, not of {len(SIZES)}.")
 
     def surprise(
         self,
@@ -86,6 +104,7 @@ class Transplant:
         Of the K sizes, the highest. `tasted (N,)` are PSIM's scores; 0 for a text that is not examined, NaN where the
         victim gives no number.
         """
+        victim = victim.source or victim  # a copy in int8 would be held against ranks in other numbers
         result = np.zeros(len(texts))
         chosen = np.flatnonzero(tasted > self.gate)
         if len(chosen):
@@ -106,37 +125,40 @@ class Transplant:
         with meter("transplants", len(texts), is_shown=is_progress_shown) as progress:
             for start in range(0, len(texts), AT_ONCE):
                 few, own = texts[start : start + AT_ONCE], labels[start : start + AT_ONCE]
-                pieces = list(map(cut_out, few, rank_words(victim, own, few)))
-                early = self.turn(victim, own, pieces, slice(0, FIRST_HOSTS))
-                kept = [
-                    [piece for piece, score in zip(row, tried, strict=True) if not score <= self.first[piece.size]]
-                    for row, tried in zip(pieces, early, strict=True)
-                ]
-                scores.append(_best(kept, self.turn(victim, own, kept, slice(None))))
+                scores.append(self.finish(victim, own, self.begin(victim, own, few)))
                 progress.advance(len(few))
         return np.concatenate(scores)
 
-    def turn(
-        self, victim: Classifier, labels: NDArray[np.int64], pieces: Sequence[Sequence[Piece]], which: slice
-    ) -> list[Array]:
-        """Put pieces of N texts into some of the hosts: mean margin of the answer less twice its spread, for each.
+    def begin(self, victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> list[list[Trial]]:
+        """Put the pieces of N texts into the first four hosts."""
+        pieces = cut_out(victim, labels, texts)
+        trials = [[NO_NUMBER] if own is None else [Trial(piece, NONE) for piece in own] for own in pieces]
+        return self._put(victim, labels, trials, slice(FIRST_HOSTS))
 
-        A margin is the answer's logit less the highest other one.
-        """
-        asked = [
-            self._carry(piece.text, label, which)
-            for own, label in zip(pieces, labels.tolist(), strict=True)
-            for piece in own
+    def finish(self, victim: Classifier, labels: NDArray[np.int64], trials: Sequence[Sequence[Trial]]) -> Array:
+        """Put what did well there into the other hosts, too; return the best score of each size, `(N, K)`."""
+        kept = [
+            [trial for trial in own if not trial.score <= self.first[trial.piece.size]] for own in trials
+        ]  # NaN stays
+        return _best(self._put(victim, labels, kept, slice(FIRST_HOSTS, None)))
+
+    def _put(
+        self, victim: Classifier, labels: NDArray[np.int64], trials: Sequence[Sequence[Trial]], which: slice
+    ) -> list[list[Trial]]:
+        asked, targets = list[str](), list[int]()
+        for own, label in zip(trials, labels.tolist(), strict=True):
+            for trial in own:
+                carriers = self._carry(trial.piece.text, label, which)
+                asked += carriers
+                targets += [label] * len(carriers)
+        margins = iter(margins_of(victim, asked, np.array(targets, dtype=np.int64), is_cut_refused=True).tolist())
+        return [
+            [
+                Trial(trial.piece, np.append(trial.margins, list(islice(margins, len(self._others(label)[which])))))
+                for trial in own
+            ]
+            for own, label in zip(trials, labels.tolist(), strict=True)
         ]
-        targets = np.repeat(labels, [len(own) for own in pieces])
-        targets = np.repeat(targets, [len(texts) for texts in asked])
-        margins = margins_of(victim, [text for texts in asked for text in texts], targets)
-        scores, start = list[float](), 0
-        for texts in asked:
-            own = margins[start : start + len(texts)]
-            scores.append(float(own.mean() - SPREAD * own.std()))
-            start += len(texts)
-        return np.split(np.array(scores), np.cumsum([len(own) for own in pieces])[:-1])
 
     def refuse_misfit(self, victim: Classifier) -> None:
         """Raise GuardError (`foreign_victim`) for a victim that this was not made with."""
@@ -147,13 +169,14 @@ class Transplant:
             )
 
     def _carry(self, fragment: str, label: int, which: slice) -> list[str]:
-        """Put a fragment into the middle of hosts of other classes, which take turns."""
+        """Put a fragment into the middle of hosts of other classes."""
+        halves = [(words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, self._others(label))]
+        return [" ".join([*before, fragment, *behind]) for before, behind in halves[which]]
+
+    def _others(self, label: int) -> list[str]:
+        """Return up to twelve hosts of other classes, which take turns."""
         others = [texts for number, texts in enumerate(self.hosts) if number != label]
-        turns = [texts[turn] for turn in range(HOSTS) for texts in others if turn < len(texts)]
-        halves = [
-            (words[: len(words) // 2], words[len(words) // 2 :]) for words in map(str.split, turns[:HOSTS][which])
-        ]
-        return [" ".join([*before, fragment, *behind]) for before, behind in halves]
+        return [texts[turn] for turn in range(HOSTS) for texts in others if turn < len(texts)][:HOSTS]
 
 
 @spec
@@ -174,37 +197,53 @@ class TransplantTest:
         """Choose hosts among clean texts, and rank what the test says of others; `taste` gives PSIM's scores.
 
         Raises:
-            PlanError: texts with other labels than the victim's.
-            DataError: too few texts, or too few that the victim answers right.
+            PlanError, DataError: see `refuse`.
+            DataError: too few texts that the victim answers right, or answers with a number.
         """
-        if corpus.label_names != victim.label_names:
-            raise PlanError(f"{corpus.name} has the labels {corpus.label_names}, the victim {victim.label_names}.")
+        self.refuse(victim, corpus)
         order = generator(seed, "transplants").permutation(len(corpus))
         ranked, rest = order[: min(RANKED, len(order) // 2)], order[min(RANKED, len(order) // 2) :]
-        if len(ranked) < FEWEST_RANKED:
-            raise DataError(f"{corpus.name} has {len(corpus)} texts; transplants need {2 * FEWEST_RANKED}.")
         hosts, texts, sizes = _hosts(victim, corpus.select(rest)), corpus.select(ranked).texts, len(SIZES)
         none = Transplant(hosts, -1.0, np.full(sizes, np.inf), np.zeros((sizes, 2)), victim.own_fingerprint)
         tasted = taste(texts)
         gate = -1.0 if self.share == 1.0 else float(np.quantile(tasted, 1.0 - self.share))
         chosen = np.flatnonzero(tasted > gate)
-        if len(chosen) < FEWEST_EXAMINED:
-            raise DataError(
-                f"{len(chosen)} of {len(texts)} clean texts would be examined, too few to rank others among them; at "
-                f"least {FEWEST_EXAMINED} are needed. Raise the share or give more texts."
-            )
+        if len(chosen) < FEWEST_EXAMINED:  # scores that tie
+            raise DataError(f"PSIM gives so many clean texts the same score that only {len(chosen)} would be examined.")
         few = [texts[i] for i in chosen.tolist()]
         said = victim.predict(few)
         labels, seen = said.labels, victim.seen(few, said.is_truncated)
-        pieces = list(map(cut_out, seen, rank_words(victim, labels, seen)))
-        early = _best(pieces, none.turn(victim, labels, pieces, slice(0, FIRST_HOSTS)))
-        test = replace(none, gate=gate, first=np.quantile(early, 1.0 - GOING_ON, axis=0))
-        scores = test.examine(victim, labels, seen, is_progress_shown=is_progress_shown)
+        trials = list[list[Trial]]()
+        with meter("transplants", len(few), is_shown=is_progress_shown) as progress:
+            for start in range(0, len(few), AT_ONCE):
+                own = slice(start, start + AT_ONCE)
+                trials += none.begin(victim, labels[own], seen[own])
+                progress.advance(len(seen[own]))
+        test = replace(none, gate=gate, first=np.quantile(_best(trials), 1.0 - GOING_ON, axis=0))
+        scores = test.finish(victim, labels, trials)
         lowest = np.min(scores, axis=0, initial=0.0, where=scores != NOTHING) - 1.0  # (K,)
         clean = np.maximum(scores, lowest)
         if not np.isfinite(clean).all():
             raise DataError("The victim gives no finite number for clean texts.")
         return replace(test, clean=np.ascontiguousarray(clean.T))
+
+    def refuse(self, victim: Classifier, corpus: Corpus) -> None:
+        """Refuse texts that cannot do, before anything is trained.
+
+        Raises:
+            PlanError: texts with other labels than the victim's.
+            DataError: too few texts.
+        """
+        if corpus.label_names != victim.label_names:
+            raise PlanError(f"{corpus.name} has the labels {corpus.label_names}, the victim {victim.label_names}.")
+        ranked = min(RANKED, len(corpus) // 2)
+        if ranked < FEWEST_RANKED:
+            raise DataError(f"{corpus.name} has {len(corpus)} texts; transplants need {2 * FEWEST_RANKED}.")
+        if self.share * ranked < FEWEST_EXAMINED:
+            raise DataError(
+                f"A share of {self.share:g} of {ranked} clean texts is too few to rank others among; at least "
+                f"{FEWEST_EXAMINED} must be examined. Raise the share or give more texts."
+            )
 
 
 def _hosts(victim: Classifier, corpus: Corpus) -> tuple[tuple[str, ...], ...]:
@@ -224,10 +263,11 @@ def _hosts(victim: Classifier, corpus: Corpus) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _best(pieces: Sequence[Sequence[Piece]], scores: Sequence[Array]) -> Array:
+def _best(trials: Sequence[Sequence[Trial]]) -> Array:
     """Return the highest score of each size, `(N, K)`, NOTHING without a piece of it."""
-    best = np.full((len(pieces), len(SIZES)), NOTHING)
-    for row, (own, values) in enumerate(zip(pieces, scores, strict=True)):
-        for piece, value in zip(own, values.tolist(), strict=True):
-            best[row, piece.size] = np.maximum(best[row, piece.size], value)  # keeps NaN
+    best = np.full((len(trials), len(SIZES)), NOTHING)
+    for row, own in enumerate(trials):
+        for trial in own:
+            size = trial.piece.size
+            best[row, size] = np.maximum(best[row, size], trial.score)  # keeps NaN
     return best

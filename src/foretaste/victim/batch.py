@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from foretaste.errors import ModelError
 from foretaste.seeds import generator
 
-__all__ = ["Encoded", "encode", "pad", "reach", "scoring_batches", "training_batches"]
+__all__ = ["Encoded", "Word", "encode", "pad", "reach", "readable", "scoring_batches", "split", "training_batches"]
 
 # Shuffled texts are sorted by length within pools of this many batches: padding shrinks to a few per cent while
 # batches still mix the whole corpus.
 _POOL_BATCHES = 32
+# A word of more tokens is taken apart: where nothing separates words, a whole text would be one.
+_LONGEST_WORD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
         raise ModelError("The tokenizer has no tokenizer.json (fast form); convert it first.", code="slow_tokenizer")
     if not texts:
         return Encoded((), np.zeros(0, dtype=np.bool_))
-    readable = [_without_surrogates(text) for text in texts]
-    encodings = tokenizer(readable, padding=False, truncation=True, max_length=max_length).encodings
+    encodings = tokenizer(readable(texts), padding=False, truncation=True, max_length=max_length).encodings
     filler = next(
         (k for k in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id) if k is not None),
         0,
@@ -71,11 +72,52 @@ def reach(tokenizer: Any, texts: Sequence[str], max_length: int) -> NDArray[np.i
     """
     if not texts:
         return np.zeros(0, dtype=np.int64)
-    readable = [_without_surrogates(text) for text in texts]
-    encodings = tokenizer(readable, padding=False, truncation=True, max_length=max_length).encodings
+    encodings = tokenizer(readable(texts), padding=False, truncation=True, max_length=max_length).encodings
     ends = [max((end for _, end in e.offsets), default=0) for e in encodings]  # special tokens lie at (0, 0)
     read = [end if e.overflowing else len(text) for text, e, end in zip(texts, encodings, ends, strict=True)]
     return np.array(read, dtype=np.int64)
+
+
+class Word(NamedTuple):
+    """What a tokenizer takes for a word: where it lies in the text, and the tokens that it is read as."""
+
+    start: int
+    end: int
+    ids: tuple[int, ...]
+
+
+def split(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[list[Word]]:
+    """Divide what `encode` reads of texts that are `readable` into words, in order.
+
+    A word ends where the tokenizer's own words do, at white space, and after eight tokens. Two words with the same
+    tokens are the same to the model, however they are written.
+    """
+    if not texts:
+        return []
+    encodings = tokenizer(list(texts), padding=False, truncation=True, max_length=max_length).encodings
+    return [_words_of(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+
+
+def _words_of(text: str, encoding: Any) -> list[Word]:
+    words = list[Word]()
+    last = None
+    tokens = zip(encoding.ids, encoding.offsets, encoding.word_ids, encoding.special_tokens_mask, strict=True)
+    for token, (start, end), number, is_special in tokens:
+        if is_special:
+            continue
+        own = words[-1] if words else None
+        is_new = own is None or number != last or start > own.end or text[start : start + 1].isspace()
+        if own is None or is_new or len(own.ids) == _LONGEST_WORD:
+            words.append(Word(start, end, (token,)))
+        else:
+            words[-1] = Word(min(own.start, start), max(own.end, end), (*own.ids, token))
+        last = number
+    return words
+
+
+def readable(texts: Sequence[str]) -> list[str]:
+    """Return texts as tokenizers take them: surrogates in pairs joined, lone ones U+FFFD."""
+    return [_without_surrogates(text) for text in texts]
 
 
 def _without_surrogates(text: str) -> str:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foretaste.victim.adapter import adapter_fingerprint
-from foretaste.victim.batch import Encoded, encode, pad, reach, scoring_batches
+from foretaste.victim.batch import Encoded, Word, encode, pad, reach, readable, scoring_batches, split
 from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Lora, Strategy
@@ -101,11 +101,15 @@ class Classifier:
 
     def seen(self, texts: Sequence[str], is_truncated: NDArray[np.bool_]) -> list[str]:
         """Return what this model reads of each text, where it is known which of them it had to cut."""
-        seen = list(texts)
+        seen = readable(texts)
         if cut := np.flatnonzero(is_truncated).tolist():
             for index, end in zip(cut, self.reach([texts[i] for i in cut]).tolist(), strict=True):
-                seen[index] = texts[index][:end]
+                seen[index] = seen[index][:end]
         return seen
+
+    def split(self, texts: Sequence[str]) -> list[list[Word]]:
+        """Divide what this model reads of texts, which `seen` returned, into words."""
+        return split(self.tokenizer, texts, self.max_length)
 
     def predict(
         self,
