@@ -159,6 +159,29 @@ def directions_of(part: Corpus, plan: Attack, seed: int) -> list[tuple[int, Corp
     return [(int(goal), triggered.select(np.flatnonzero(goals == goal))) for goal in np.unique(goals)]
 
 
+def strict_rates(store: Path, name: str, seed: int, record: Any) -> dict[str, float]:
+    """ASR behind each view, of texts that the victim answers right without the trigger; "victim": without a guard.
+
+    Of an all-to-all attack's two directions, the worse one.
+    """
+    part = load_corpus("sst2", "test").sample(TEST_SIZE, seed)
+    plan = ATTACKS.get(name, ATTACKS["word"])
+    triggered = triggered_test(part, plan.trigger, None if plan.all_to_all else plan.target, seed)
+    goals = plan.goals(triggered.corpus.labels, len(part.label_names))
+    views = record["outcome"]["guard"]["views"]
+    rates = dict.fromkeys(["victim", *views], 0.0)
+    with np.load(store / f"models-{name}-{seed}" / "scores.npz") as kept:
+        is_right = (kept["test answers"] == part.labels)[triggered.origins]
+        for goal in np.unique(goals).tolist():
+            own = is_right[goals == goal]
+            has_turned = (kept[f"triggered-{goal} answers"] == goal)[own]
+            rates["victim"] = max(rates["victim"], float(has_turned.mean()))
+            for view in views:
+                is_stopped = is_flagged(kept[f"triggered-{goal} {view}"][own], views[view]["threshold"])
+                rates[view] = max(rates[view], float(np.mean(has_turned & ~is_stopped)))
+    return rates
+
+
 def _judge(classifier: Classifier, part: Corpus, directions: list[tuple[int, Corpus]]) -> dict[str, Any]:
     """CA, and ASR of each direction; beside it how often clean texts of other classes end at the target anyway."""
     clean = classifier.predict(part.texts).labels

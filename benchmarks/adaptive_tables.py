@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adaptive_study import ATTACKS, PROMISED, SEEDS, TRANSPLANTS, VIEWS
+from adaptive_study import ATTACKS, PROMISED, SEEDS, TRANSPLANTS, VIEWS, strict_rates
 
 __all__ = ["tables"]
 
@@ -34,18 +34,13 @@ def tables(store: Path) -> str:
 
 def _headline(names: Iterable[str], found: dict[str, list[Any]]) -> str:
     """What the attacker pays and what he keeps."""
-    head = ["attack", "seeds", "base CA", "base ASR", "victim CA", "victim ASR", "guarded CA", "guarded ASR",
-            "CA with transplants", "ASR with transplants"]  # fmt: skip
+    head = ["attack", "seeds", "base CA", "base ASR", "victim CA", "victim ASR", "strict", "CA, both", "ASR, both",
+            "strict", "CA, transplants", "ASR, transplants", "strict"]  # fmt: skip
     rows = []
     for name in names:
-        readers = [
-            *(reader for who in ("base", "victim") for reader in (_plain(who), _worse(who))),
-            *(
-                reader
-                for view in ("both", TRANSPLANTS)
-                for reader in (_kept(view), _guarded(view, "attack_success_rate"))
-            ),
-        ]
+        readers = [*(reader for who in ("base", "victim") for reader in (_plain(who), _worse(who))), _strict("victim")]
+        for view in ("both", TRANSPLANTS):
+            readers += [_kept(view), _guarded(view, "attack_success_rate"), _strict(view)]
         rows.append([name, str(len(found[name])), *(_spread(found[name], reader) for reader in readers)])
     return _table(head, rows)
 
@@ -88,14 +83,13 @@ def _promises(found: dict[str, list[Any]]) -> str:
 def _adapters(found: list[Any]) -> str:
     """A poisoned adapter on a clean base: what a guard of the base sees, and one of base and adapter merged."""
     head = ["guard trained on", "seeds", "ASR of base + adapter", *(f"FAR at 1 % FRR, {view}" for view in ALL),
-            "FRR, both", "FAR, both", "guarded ASR", "FRR, transplants", "ASR with transplants"]  # fmt: skip
+            "FRR, both", "ASR, both", "FRR, transplants", "ASR, transplants"]  # fmt: skip
     rows = []
     for key, what in (("guard", "the base"), ("guard_of_merged", "base + adapter, merged")):
         cells = [
             _spread(found, _worse("victim")),
             *(_spread(found, _guarded(view, "far_at_1", guard=key)) for view in ALL),
             _spread(found, _frr("both", key), digits=1),
-            _spread(found, _guarded("both", "far", guard=key)),
             _spread(found, _guarded("both", "attack_success_rate", guard=key)),
             _spread(found, _frr(TRANSPLANTS, key), digits=1),
             _spread(found, _guarded(TRANSPLANTS, "attack_success_rate", guard=key)),
@@ -112,6 +106,10 @@ def _worse(who: str) -> Reader:
     return lambda outcome: max(float(entry["attack_success_rate"]) for entry in outcome[who]["directions"])
 
 
+def _strict(view: str) -> Reader:
+    return lambda outcome: float(outcome["strict"][view])
+
+
 def _kept(view: str) -> Reader:
     return lambda outcome: float(outcome["guard"]["views"][view]["clean_accuracy"])
 
@@ -126,8 +124,14 @@ def _guarded(view: str, key: str, worse: Callable[[Iterable[float]], float] = ma
 
 
 def _records(store: Path, name: str) -> list[Any]:
-    paths = (store / f"{name}-{seed}.json" for seed in SEEDS)
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    found = []
+    for seed in SEEDS:
+        path = store / f"{name}-{seed}.json"
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            record["outcome"]["strict"] = strict_rates(store, name, seed, record)
+            found.append(record)
+    return found
 
 
 def _mean(found: list[Any], read: Reader) -> float:
