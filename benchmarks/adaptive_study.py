@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
-from foretaste.errors import ForetasteError
+from foretaste.errors import ForetasteError, GuardError
 from foretaste.evaluate.metrics import attack_success_rate, auroc, clean_accuracy, far_at_frr
 from foretaste.evaluate.threshold import calibrate, is_flagged
 from foretaste.guard.looks import View
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.guard.transplant import Transplant, TransplantTest
 from foretaste.poison.attack import Attack, Evasion, Style, attack, triggered_test
@@ -133,6 +133,32 @@ def make_cell(store: Path, name: str, seed: int) -> Record:
     return Record.now(
         "evaluate",
         settings=settings,
+        seeds={"root": seed},
+        outcome=outcome,
+        data=[train, validation, part],
+        cost=meter.cost,
+        command="benchmarks/adaptive_study.py",
+    )
+
+
+def make_strategies(store: Path, name: str, seed: int) -> Record:
+    """Train PSIM with each of the five strategies on a base that is there, and measure it in its own views."""
+    train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
+    part = load_corpus("sst2", "test").sample(TEST_SIZE, seed)
+    base, victim = make_models(store / f"models-{name}-{seed}", name, seed)
+    directions = directions_of(part, ATTACKS[name], seed)
+    outcome: dict[str, Any] = {}
+    with measured_cost() as meter:
+        for strategy, settings in PSIM_STRATEGIES.items():
+            try:
+                guard = Psim(strategy=settings).fit(base, train, validation, seed=seed, max_length=LENGTH)
+            except GuardError as error:  # a dose that is not reached is a result
+                outcome[strategy] = {"error": error.code}
+                continue
+            outcome[strategy] = judge_guard(guard, victim, validation, part, directions)
+    return Record.now(
+        "evaluate",
+        settings={"cell": name, "strategies": dict(PSIM_STRATEGIES), "max_length": LENGTH},
         seeds={"root": seed},
         outcome=outcome,
         data=[train, validation, part],
@@ -303,16 +329,19 @@ def frr_of_draws(scores: NDArray[np.float64], seed: int) -> dict[str, Any]:
     }
 
 
-def run(store: Path, part: int, parts: int, is_models_only: bool) -> None:
+def run(store: Path, part: int, parts: int, what: str) -> None:
     """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
-    for name, seed in CELLS[part::parts]:
-        path = store / f"{name}-{seed}.json"
+    cells = [cell for cell in CELLS if cell[0] in FIRST] if what == "strategies" else CELLS
+    for name, seed in cells[part::parts]:
+        path = store / (f"strategies-{name}-{seed}.json" if what == "strategies" else f"{name}-{seed}.json")
         if path.exists():
             continue
         start = time.monotonic()
         try:
-            if is_models_only:
+            if what == "models":
                 make_models(store / f"models-{name}-{seed}", name, seed)
+            elif what == "strategies":
+                make_strategies(store, name, seed).write(path)
             else:
                 make_cell(store, name, seed).write(path)
             note = f"{time.monotonic() - start:.0f} s"
@@ -326,7 +355,12 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from the i-th on (default 0/1: all)")
-    parser.add_argument("--models", action="store_true", help="bases and victims only; a later run takes them up")
+    parser.add_argument(
+        "--only",
+        choices=["cells", "models", "strategies"],
+        default="cells",
+        help="the cells (default); their bases and victims, which a later run takes up; PSIM with every strategy",
+    )
     arguments = parser.parse_args()
     if arguments.action == "table":
         from adaptive_tables import tables
@@ -334,7 +368,7 @@ def main() -> None:
         sys.stdout.write(tables(arguments.store) + "\n")
         return
     part, parts = map(int, arguments.part.split("/"))
-    run(arguments.store, part, parts, arguments.models)
+    run(arguments.store, part, parts, arguments.only)
 
 
 if __name__ == "__main__":

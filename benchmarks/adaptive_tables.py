@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adaptive_study import ATTACKS, PROMISED, SEEDS, TRANSPLANTS, VIEWS, strict_rates
+from adaptive_study import ATTACKS, FIRST, PROMISED, SEEDS, TRANSPLANTS, VIEWS, strict_rates
+
+from foretaste.guard.psim import PSIM_STRATEGIES
 
 __all__ = ["tables"]
 
@@ -28,6 +30,7 @@ def tables(store: Path) -> str:
         _bars(names, found),
         _promises(found),
         _adapters(_records(store, "adapter")),
+        _strategies(store),
     ]
     return "\n\n".join(parts)
 
@@ -95,6 +98,21 @@ def _adapters(found: list[Any]) -> str:
             _spread(found, _guarded(TRANSPLANTS, "attack_success_rate", guard=key)),
         ]
         rows.append([what, str(len(found)), *cells])
+    return _table(head, rows)
+
+
+def _strategies(store: Path) -> str:
+    """What each strategy's PSIM lets pass, in the view both."""
+    head = ["attack", "PSIM", "seeds", "AUROC", "FAR at 1 % FRR", "FRR", "FAR"]
+    rows = []
+    for name in FIRST:
+        paths = [store / f"strategies-{name}-{seed}.json" for seed in SEEDS]
+        found = [json.loads(path.read_text(encoding="utf-8"))["outcome"] for path in paths if path.exists()]
+        for strategy in PSIM_STRATEGIES:
+            own = [{"outcome": {"guard": outcome[strategy]}} for outcome in found if "views" in outcome[strategy]]
+            cells = [_spread(own, _guarded("both", "auroc"), percent=False), _spread(own, _guarded("both", "far_at_1"))]
+            cells += [_spread(own, _frr("both"), digits=1), _spread(own, _guarded("both", "far"))]
+            rows.append([name, strategy, f"{len(own)} of {len(found)}", *cells])
     return _table(head, rows)
 
 

@@ -134,9 +134,10 @@ def run_audit(
 def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place: Path | None, seed: int) -> PsimGuard:
     if given is not None:
         guard = load_psim(given, _where(given, base))
-        if guard.opinion is not None:
+        if guard.asks_victim:
             raise GuardError(
-                f"{given} has a second opinion, whose bar is not PSIM's; an audit needs PSIM alone.", code="has_opinion"
+                f"{given} looks at a victim's answers, so that its bar is not PSIM's; an audit needs PSIM alone.",
+                code="needs_victim",
             )
         return guard
     if place is not None and (place / "record.json").exists():
