@@ -25,6 +25,7 @@ def tables(store: Path) -> str:
         (n for n in ATTACKS if found[n]), key=lambda n: -_mean(found[n], _guarded("both", "attack_success_rate"))
     )
     parts = [
+        _success([*names, "none"], found),
         _headline([*names, "none"], found),
         _separation(names, found),
         _bars(names, found),
@@ -33,6 +34,19 @@ def tables(store: Path) -> str:
         _strategies(store),
     ]
     return "\n\n".join(parts)
+
+
+def _success(names: Iterable[str], found: dict[str, list[Any]]) -> str:
+    """What is left of the attack, and what the two guards cost: seconds for clean texts, transplants over PSIM."""
+    head = ["attack", "seeds", "victim", "default guard", "with transplants", "FRR", "FRR with transplants", "cost"]
+    rows = []
+    for name in names:
+        cells = [_spread(found[name], _strict(view)) for view in ("victim", "both", TRANSPLANTS)]
+        cells += [_spread(found[name], _frr(view), digits=1) for view in ("both", TRANSPLANTS)]
+        seconds = [record["outcome"]["guard"]["seconds"] for record in found[name]]
+        cells.append(f"{np.mean([own[TRANSPLANTS] / own['psim'] for own in seconds]):.1f}")
+        rows.append([name, str(len(found[name])), *cells])
+    return _table(head, rows)
 
 
 def _headline(names: Iterable[str], found: dict[str, list[Any]]) -> str:
