@@ -145,19 +145,19 @@ class Transplant:
     def _put(
         self, victim: Classifier, labels: NDArray[np.int64], trials: Sequence[Sequence[Trial]], which: slice
     ) -> list[list[Trial]]:
-        asked, targets = list[str](), list[int]()
-        for own, label in zip(trials, labels.tolist(), strict=True):
-            for trial in own:
-                carriers = self._carry(trial.piece.text, label, which)
-                asked += carriers
-                targets += [label] * len(carriers)
-        margins = iter(margins_of(victim, asked, np.array(targets, dtype=np.int64), is_cut_refused=True).tolist())
+        carried = [
+            [self._carry(trial.piece.text, label, which) for trial in own]
+            for own, label in zip(trials, labels.tolist(), strict=True)
+        ]
+        asked = [text for row in carried for texts in row for text in texts]
+        targets = np.repeat(labels, [sum(map(len, row)) for row in carried])
+        margins = iter(margins_of(victim, asked, targets, is_cut_refused=True).tolist())
         return [
             [
-                Trial(trial.piece, np.append(trial.margins, list(islice(margins, len(self._others(label)[which])))))
-                for trial in own
+                Trial(trial.piece, np.append(trial.margins, list(islice(margins, len(texts)))))
+                for trial, texts in zip(own, row, strict=True)
             ]
-            for own, label in zip(trials, labels.tolist(), strict=True)
+            for own, row in zip(trials, carried, strict=True)
         ]
 
     def refuse_misfit(self, victim: Classifier) -> None:
