@@ -121,19 +121,21 @@ class Transplant:
 
         NOTHING where they do not in the first four hosts, or where a text has no words.
         """
-        scores = [np.empty((0, len(SIZES)))]
+        return self.finish(victim, labels, self.begin(victim, labels, texts, is_progress_shown=is_progress_shown))
+
+    def begin(
+        self, victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str], *, is_progress_shown: bool = False
+    ) -> list[list[Trial]]:
+        """Put the pieces of N texts into the first four hosts."""
+        trials = list[list[Trial]]()
         with meter("transplants", len(texts), is_shown=is_progress_shown) as progress:
             for start in range(0, len(texts), AT_ONCE):
                 few, own = texts[start : start + AT_ONCE], labels[start : start + AT_ONCE]
-                scores.append(self.finish(victim, own, self.begin(victim, own, few)))
+                pieces = cut_out(victim, own, few)
+                new = [[NO_NUMBER] if row is None else [Trial(piece, NONE) for piece in row] for row in pieces]
+                trials += self._put(victim, own, new, slice(FIRST_HOSTS))
                 progress.advance(len(few))
-        return np.concatenate(scores)
-
-    def begin(self, victim: Classifier, labels: NDArray[np.int64], texts: Sequence[str]) -> list[list[Trial]]:
-        """Put the pieces of N texts into the first four hosts."""
-        pieces = cut_out(victim, labels, texts)
-        trials = [[NO_NUMBER] if own is None else [Trial(piece, NONE) for piece in own] for own in pieces]
-        return self._put(victim, labels, trials, slice(FIRST_HOSTS))
+        return trials
 
     def finish(self, victim: Classifier, labels: NDArray[np.int64], trials: Sequence[Sequence[Trial]]) -> Array:
         """Put what did well there into the other hosts, too; return the best score of each size, `(N, K)`."""
@@ -213,12 +215,7 @@ class TransplantTest:
         few = [texts[i] for i in chosen.tolist()]
         said = victim.predict(few)
         labels, seen = said.labels, victim.seen(few, said.is_truncated)
-        trials = list[list[Trial]]()
-        with meter("transplants", len(few), is_shown=is_progress_shown) as progress:
-            for start in range(0, len(few), AT_ONCE):
-                own = slice(start, start + AT_ONCE)
-                trials += none.begin(victim, labels[own], seen[own])
-                progress.advance(len(seen[own]))
+        trials = none.begin(victim, labels, seen, is_progress_shown=is_progress_shown)
         test = replace(none, gate=gate, first=np.quantile(_best(trials), 1.0 - GOING_ON, axis=0))
         scores = test.finish(victim, labels, trials)
         lowest = np.min(scores, axis=0, initial=0.0, where=scores != NOTHING) - 1.0  # (K,)
