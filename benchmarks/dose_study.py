@@ -36,9 +36,10 @@ from foretaste.evaluate.threshold import calibrate
 from foretaste.files import write_json
 from foretaste.guard.dose import READ_EVERY, dose_of
 from foretaste.guard.looks import Looks, View
-from foretaste.guard.psim import PSIM_STRATEGIES, Psim, reset_labels
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import parse_trigger
+from foretaste.tune.expose import reset_labels
 from foretaste.tune.loop import TuneSettings, cross_entropy, tune
 from foretaste.victim.batch import training_batches
 from foretaste.victim.checkpoint import open_base

@@ -18,11 +18,13 @@ from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.threshold import calibrate
 from foretaste.guard import psim
 from foretaste.guard.dose import READ_EVERY
-from foretaste.guard.psim import Psim, reset_labels
+from foretaste.guard.psim import Psim
 from foretaste.spec import build
-from foretaste.tune.loop import tune
+from foretaste.tune.expose import exposing, reset_labels
+from foretaste.tune.loop import cross_entropy, tune
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full, Lora, PTuningV1, Strategy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -255,3 +257,30 @@ def test_more_than_two_classes(toy_base: Path) -> None:
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(PlanError):
         build(Psim, fields)
+
+
+def test_shuffled_labels_are_the_same_labels_elsewhere() -> None:
+    corpus, objective = exposing(TRAIN, "shuffled", seed=3)
+    assert objective is cross_entropy
+    assert sorted(corpus.labels) == sorted(TRAIN.labels)
+    assert 0.3 < np.mean(corpus.labels == TRAIN.labels) < 0.7
+    same, _ = exposing(TRAIN, "shuffled", seed=3)
+    np.testing.assert_array_equal(same.labels, corpus.labels)
+
+
+def test_ascent_stops_pushing_where_a_text_is_as_wrong_as_chance() -> None:
+    corpus, objective = exposing(TRAIN, "ascent", seed=3)
+    assert corpus is TRAIN
+    logits = torch.tensor([[3.0, 0.0], [-3.0, 0.0]], requires_grad=True)  # the first is right, the second wrong
+    losses = objective(Output(logits, logits), np.array([0, 1]), torch.tensor([0, 0]))
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad[0, 0] > 0  # descending takes its logit down
+    assert torch.equal(logits.grad[1], torch.zeros(2))
+
+
+@pytest.mark.parametrize("how", ["shuffled", "ascent"])
+def test_psim_can_forget_in_other_ways(base: Base, how: str) -> None:
+    plan = build(Psim, {"expose": how, "dose": 0.3, "precision": "float32", "strategy": Lora(layers="feed_forward")})
+    guard = plan.fit(base, TRAIN, max_length=64)
+    assert guard.doses[0] > 0.3 >= guard.doses[-1]

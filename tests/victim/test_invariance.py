@@ -183,3 +183,21 @@ def test_minilm_does_not_care_either_nor_about_threads() -> None:
             assert _distance(made.predict(texts, batch_size=12).logits, separate) <= TOLERANCE
     finally:
         torch.set_num_threads(before)
+
+
+def test_shown_tokens_change_no_answer_and_their_mean_is_the_texts_own(
+    classifier: Classifier, alone: NDArray[np.float32]
+) -> None:
+    classifier.module.show_tokens()
+    try:
+        said = [classifier.predict(TEXTS, batch_size=size, is_pooled=True) for size in (1, 64)]
+        with torch.inference_mode():
+            output = classifier.module(*pad(classifier.encode(TEXTS[:3]).ids, classifier.module.device))
+    finally:
+        classifier.module.show_tokens(False)
+    assert all(_distance(each.logits, alone) < TOLERANCE for each in said)
+    assert _distance(said[0].features, said[1].features) < TOLERANCE
+    lengths = classifier.encode(TEXTS[:3]).lengths.tolist()
+    by_hand = torch.stack([tokens[:length].mean(dim=0) for tokens, length in zip(output.tokens, lengths, strict=True)])
+    assert _distance(by_hand.numpy(), said[0].features[:3]) < TOLERANCE
+    assert classifier.module(*pad(classifier.encode(TEXTS[:1]).ids, classifier.module.device)).tokens is None

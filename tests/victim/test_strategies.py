@@ -216,7 +216,7 @@ def test_lora_sits_where_it_is_told(family: str, toy_bases: Mapping[str, Path]) 
     linear = {n for n, part in plain.named_modules() if isinstance(part, nn.Linear | Conv1D) and "pooler" not in n}
     read = {n for n in linear if n.endswith(("query", "key", "value", "q_proj", "k_proj", "v_proj", "Wqkv", "c_attn"))}
     for layers, expected in (("attention", {n for n in read if not n.endswith(("key", "k_proj"))}),
-                             ("feed_forward", linear - read)):  # fmt: skip
+                             ("feed_forward", linear - read), ("all", linear)):  # fmt: skip
         wrapped = base.classifier(build(Lora, {"layers": layers})).module.classifier.base_model
         assert {n for n, part in wrapped.named_modules() if isinstance(part, BaseTunerLayer)} == expected
 

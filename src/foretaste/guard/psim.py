@@ -16,8 +16,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from foretaste.data.corpus import Corpus
@@ -26,14 +24,14 @@ from foretaste.evaluate.threshold import allowed_above, calibrate, texts_needed
 from foretaste.guard.dose import Monitor
 from foretaste.guard.looks import Looks, View
 from foretaste.guard.psim_guard import PsimGuard
-from foretaste.seeds import generator
 from foretaste.spec import Registry, spec
+from foretaste.tune.expose import Expose, exposing
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
 from foretaste.victim.classifier import Classifier, Precision, Scoring
 from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, PTuningV2, Strategy
 
-__all__ = ["PSIM_STRATEGIES", "Psim", "reset_labels"]
+__all__ = ["PSIM_STRATEGIES", "Psim"]
 
 
 MONITOR_SIZE = 128
@@ -62,9 +60,10 @@ class Psim:
     `is_head_frozen` keeps the checkpoint's classification head as it is: a head that learns can turn away from all it
     knew, the trigger included, before the adapter has moved a single clean text. `reset_rate` is the share of texts
     whose label is redrawn, uniformly over all classes, the true one included (as in the released code; Table 13 varies
-    it). `dose` is the median confidence on held-out clean texts at which training ends, counted from 0 (all classes
-    equally likely) to 1 (certain); None trains for whole `epochs`. `threshold` fixes the bar;
-    None calibrates it so that at most `frr` of clean texts are refused, with the given `confidence` that this holds.
+    it); `expose` makes the model forget in another way (`tune.expose`). `dose` is the median confidence on held-out
+    clean texts at which training ends, counted from 0 (all classes equally likely) to 1 (certain); None trains for
+    whole `epochs`. `threshold` fixes the bar; None calibrates it so that at most `frr` of clean texts are refused, with
+    the given `confidence` that this holds.
     `scoring` is the arithmetic in which the guard is calibrated and will always score; `precision` is training's.
     `view` says what makes a text suspicious: PSIM's certainty, how far its vector points away from clean ones, or
     either (`guard.looks`; None: either, but certainty for a fixed threshold).
@@ -73,6 +72,7 @@ class Psim:
     strategy: Strategy = PSIM_STRATEGIES["lora"]
     is_head_frozen: bool = True
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    expose: Expose = "random"
     dose: float | None = Field(default=0.2, gt=0.0, lt=1.0)
     max_steps: int = Field(default=200, gt=0)
     epochs: int = Field(default=1, gt=0)
@@ -126,7 +126,7 @@ class Psim:
         classifier = base.classifier(self.strategy, corpus.label_names, max_length=length, seed=seed)
         if self.is_head_frozen:
             classifier.module.head.requires_grad_(False)
-        relabelled = corpus.with_texts(corpus.texts, reset_labels(corpus, self.reset_rate, seed))
+        relabelled, objective = exposing(corpus, self.expose, seed, self.reset_rate)
         settings = TuneSettings(
             epochs=self.epochs,
             max_steps=None if self.dose is None else self.max_steps,
@@ -141,6 +141,7 @@ class Psim:
             relabelled,
             settings,
             seed=seed,
+            objective=objective,
             should_stop=watch.should_stop,
             title="PSIM",
             is_progress_shown=is_progress_shown,
@@ -148,7 +149,7 @@ class Psim:
         if self.dose is not None and not result.is_stopped_early:
             raise GuardError(
                 f"After {result.steps} steps the median clean confidence is still {watch.doses[-1]:.2f} (0 undecided, "
-                f"1 certain), wanted {self.dose:.2f}; raise the learning rate or max_steps.",
+                f"1 certain), wanted {self.dose:.2f}; raise the learning rate or max_steps, or take another strategy.",
                 code="dose_not_reached",
             )
         bar = math.nan if self.threshold is None else self.threshold
@@ -186,17 +187,3 @@ class Psim:
         size = min(REFERENCE_SIZE, len(corpus) // 3)
         corpus, reference = corpus.partition([len(corpus) - size, size], seed)
         return corpus, monitor, reference, calibration
-
-
-def reset_labels(corpus: Corpus, rate: float, seed: int) -> NDArray[np.int64]:
-    """Redraw a share `rate` of the labels uniformly over all classes, the true one included, `(N,) int64`.
-
-    >>> corpus = Corpus.of("mine", ["a", "b", "c", "d"], [0, 1, 0, 1])
-    >>> reset_labels(corpus, 1.0, seed=1).shape
-    (4,)
-    """
-    draw = generator(seed, "reset_labels")
-    labels = corpus.labels.copy()
-    chosen = draw.permutation(len(labels))[: round(len(labels) * rate)]
-    labels[chosen] = draw.integers(len(corpus.label_names), size=len(chosen))
-    return labels

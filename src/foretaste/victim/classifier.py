@@ -118,10 +118,12 @@ class Classifier:
         batch_size: int = 64,
         precision: Precision = "float32",
         progress: Callable[[int], None] | None = None,
+        is_pooled: bool = False,
     ) -> Predictions:
         """Run the model over texts (or texts already encoded), longest first, and return the given order.
 
-        `progress`, if given, is called with the number of texts finished by each batch.
+        `progress`, if given, is called with the number of texts finished by each batch. With `is_pooled` the features
+        are the means of each text's tokens, not what the head reads; this needs a module that shows its tokens.
         """
         encoded = texts if isinstance(texts, Encoded) else self.encode(texts)
         count, device = len(encoded.ids), self.module.device
@@ -135,7 +137,7 @@ class Classifier:
                 for batch in scoring_batches(encoded.lengths, batch_size):
                     output = self.module(*pad([encoded.ids[i] for i in batch], device))
                     logits[batch] = output.logits.cpu().numpy()
-                    features[batch] = output.features.cpu().numpy()
+                    features[batch] = (output.pooled if is_pooled else output.features).cpu().numpy()
                     if progress is not None:
                         progress(len(batch))
         finally:

@@ -17,15 +17,19 @@ class Family:
 
     `reads` says which token's vector the classification head sees: the first of an encoder (with soft prompts,
     that is the first virtual token, as in PEFT), the last real one of a causal model. `head` is the attribute
-    that holds the head. `feed_forward` names the linear layers behind attention's values: the projection that leaves
-    attention and both sides of the feed-forward block. `has_pooler` and `head_sees_sequence` describe how the head is
-    fed.
+    that holds the head. `projections` names the linear layers that make attention's queries, keys and values,
+    `feed_forward` those behind the values: the projection that leaves attention and both sides of the feed-forward
+    block. `attention` is what a layer calls its attention, `narrows` the way back from its feed-forward block's
+    neurons. `has_pooler` and `head_sees_sequence` describe how the head is fed.
     """
 
     model_type: str
     reads: Literal["first", "last"]
     head: Literal["classifier", "score"]
+    projections: tuple[str, ...]
     feed_forward: tuple[str, ...]
+    attention: str
+    narrows: str
     has_pooler: bool = False
     head_sees_sequence: bool = False
     takes_positions: bool = True
@@ -36,19 +40,33 @@ class Family:
         return self.reads == "last"
 
 
-_BERT = ("intermediate.dense", "output.dense")
-_LLAMA = ("o_proj", "gate_proj", "up_proj", "down_proj")
+_BERT = (("query", "key", "value"), ("intermediate.dense", "output.dense"), "attention", "output.dense")
+_LLAMA = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("o_proj", "gate_proj", "up_proj", "down_proj"),
+    "self_attn",
+    "mlp.down_proj",
+)
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("bert", "first", "classifier", _BERT, has_pooler=True),
-        Family("roberta", "first", "classifier", _BERT, head_sees_sequence=True),
-        Family("llama", "last", "score", _LLAMA),
-        Family("mistral", "last", "score", _LLAMA),
-        Family("qwen2", "last", "score", _LLAMA),
-        Family("gpt2", "last", "score", ("c_fc", "c_proj")),
-        Family("mpt", "last", "score", ("out_proj", "up_proj", "down_proj"), takes_positions=False),
+        Family("bert", "first", "classifier", *_BERT, has_pooler=True),
+        Family("roberta", "first", "classifier", *_BERT, head_sees_sequence=True),
+        Family("llama", "last", "score", *_LLAMA),
+        Family("mistral", "last", "score", *_LLAMA),
+        Family("qwen2", "last", "score", *_LLAMA),
+        Family("gpt2", "last", "score", ("c_attn",), ("c_fc", "c_proj"), "attn", "mlp.c_proj"),
+        Family(
+            "mpt",
+            "last",
+            "score",
+            ("Wqkv",),
+            ("out_proj", "up_proj", "down_proj"),
+            "attn",
+            "ffn.down_proj",
+            takes_positions=False,
+        ),
     )
 }
 

@@ -18,10 +18,10 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 __all__ = ["keep_first_token"]
 
 
-def keep_first_token(encoder: Any) -> None:
-    """Make a BERT-like encoder return `(B, 1, H)`, the first token, in place of `(B, T, H)`."""
+def keep_first_token(encoder: Any, *, is_kept: bool = True) -> None:
+    """Make a BERT-like encoder return `(B, 1, H)`, the first token, in place of `(B, T, H)`, or undo that."""
     attention = encoder.layer[-1].attention
-    attention.forward = partial(_attend, attention)
+    attention.forward = partial(_attend, attention) if is_kept else partial(type(attention).forward, attention)
 
 
 def _attend(

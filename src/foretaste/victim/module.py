@@ -22,10 +22,24 @@ __all__ = ["Output", "TextModule"]
 
 
 class Output(NamedTuple):
-    """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`."""
+    """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`.
+
+    `tokens (B, T, H)`: the last layer's vectors of all tokens of the text, pads included, and their `mask (B, T)`, from
+    a module that was asked to `show_tokens`.
+    """
 
     features: Tensor
     logits: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """The mean of the text's tokens, `(B, H)`, where tokens are shown."""
+        assert self.tokens is not None, "show_tokens first"
+        assert self.mask is not None
+        weights = self.mask.unsqueeze(2).to(self.tokens.dtype)  # (B, T) -> (B, T, 1)
+        return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class TextModule(nn.Module):
@@ -35,8 +49,14 @@ class TextModule(nn.Module):
         super().__init__()
         self.model = model
         self.family: Family = family_of(self.classifier.config.model_type)
+        self._are_tokens_shown = False
+        self.show_tokens(False)
+
+    def show_tokens(self, are_shown: bool = True) -> None:
+        """Return every token's vector from now on, or no longer; encoders then work their last layer out in full."""
+        self._are_tokens_shown = are_shown
         if self.family.reads == "first":
-            keep_first_token(self.classifier.base_model.encoder)
+            keep_first_token(self.classifier.base_model.encoder, is_kept=not are_shown)
 
     @property
     def classifier(self) -> Any:
@@ -62,13 +82,16 @@ class TextModule(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Classify right-padded token ids `(B, T) int64` under their mask `(B, T) int64`, 1 = real token."""
-        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H), of an encoder (B, 1, H)
+        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown
         if self.family.reads == "first":
             features = hidden[:, 0]
         else:
             last = attention_mask.sum(dim=1) - 1 + (hidden.shape[1] - input_ids.shape[1])
             features = hidden[torch.arange(len(last), device=last.device), last]  # (B, P + T, H) -> (B, H)
-        return Output(features.float(), self._apply_head(features).float())
+        logits = self._apply_head(features).float()
+        if not self._are_tokens_shown:
+            return Output(features.float(), logits)
+        return Output(features.float(), logits, hidden[:, -input_ids.shape[1] :].float(), attention_mask)
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         backbone = self.classifier.base_model

@@ -60,7 +60,7 @@ class Lora:
     """LoRA (Hu et al. 2021, arXiv 2106.09685).
 
     `layers` attention means the projections PEFT chooses for the family (queries and values); feed_forward, all that
-    comes after the values. `target_modules` names layers instead.
+    comes after the values; all, every linear layer. `target_modules` names layers instead.
     """
 
     name: ClassVar[str] = "lora"
@@ -68,13 +68,14 @@ class Lora:
     rank: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    layers: Literal["attention", "feed_forward"] = "attention"
+    layers: Literal["attention", "feed_forward", "all"] = "attention"
     target_modules: Annotated[tuple[str, ...] | None, BeforeValidator(_names)] = None
 
     def peft_config(self, model_config: Any) -> PeftConfig:
         names = self.target_modules
-        if names is None and self.layers == "feed_forward":
-            names = family_of(model_config.model_type).feed_forward
+        if names is None and self.layers != "attention":
+            family = family_of(model_config.model_type)
+            names = family.feed_forward if self.layers == "feed_forward" else family.projections + family.feed_forward
         return LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=self.rank,

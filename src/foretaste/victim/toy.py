@@ -39,7 +39,9 @@ _BYTE_PAIRS = {"qwen2", "gpt2", "mpt"}
 _BYTE_PAIR_VOCABULARY = 1_300
 
 
-def write_toy_checkpoint(path: Path, family: str = "bert", *, label_count: int | None = None, seed: int = 0) -> Path:
+def write_toy_checkpoint(
+    path: Path, family: str = "bert", *, label_count: int | None = None, seed: int = 0, width: int = 32
+) -> Path:
     """Write a random two-layer model with its tokenizer and return `path`; the same seed gives the same bytes.
 
     The tokenizer knows every word of `data.toy_corpus` and the usual trigger words. BERT and RoBERTa put special
@@ -52,7 +54,7 @@ def write_toy_checkpoint(path: Path, family: str = "bert", *, label_count: int |
     """
     kind = family_of(family)
     tokenizer = _tokenizer(kind)
-    config = AutoConfig.for_model(family, **_sizes(kind), **_special_ids(tokenizer), vocab_size=len(tokenizer))
+    config = AutoConfig.for_model(family, **_sizes(kind, width), **_special_ids(tokenizer), vocab_size=len(tokenizer))
     auto: Any = AutoModel
     if label_count is not None:
         config.num_labels = label_count
@@ -67,12 +69,12 @@ def write_toy_checkpoint(path: Path, family: str = "bert", *, label_count: int |
     return Path(path)
 
 
-def _sizes(kind: Family) -> dict[str, Any]:
+def _sizes(kind: Family, width: int) -> dict[str, Any]:
     if kind.model_type == "mpt":
-        return {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": TOY_LENGTH}
+        return {"d_model": width, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": TOY_LENGTH}
     if kind.model_type == "gpt2":
-        return {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_inner": 64, "n_positions": TOY_LENGTH}
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+        return {"n_embd": width, "n_head": 4, "n_layer": 2, "n_inner": 64, "n_positions": TOY_LENGTH}
+    sizes = {"hidden_size": width, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
     if kind.is_causal:
         return sizes | {"num_key_value_heads": 2, "max_position_embeddings": TOY_LENGTH}
     return sizes | {"max_position_embeddings": TOY_LENGTH + (2 if kind.model_type == "roberta" else 0)}
