@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from foretaste.audit.audit import AuditResult
 from foretaste.cli.page import software_facts
-from foretaste.data.corpus import Corpus
 from foretaste.record import Record
 from foretaste.report.audit import AuditReport, Flip, Fragment, write_audit_report
 from foretaste.report.page import plain
 
-__all__ = ["audit_summary", "write_audit"]
+__all__ = ["audit_report", "audit_summary", "write_audit"]
 
 LINES = 8
 BLIND = (
@@ -37,43 +37,40 @@ def audit_summary(answer: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_audit(path: Path, result: AuditResult, answer: dict[str, Any], record: Record, clean: Corpus) -> None:
+def write_audit(path: Path, answer: dict[str, Any], record: Record) -> None:
     """Write the HTML page and, beside it with the suffix .json, the record."""
-    notes = [BLIND] if answer["is_blind"] else []
-    if result.is_cut_short:
-        notes.append("The time ran out before the search for phrases was finished; give a larger budget for the rest.")
-    names = clean.label_names
     record.write(path.with_suffix(".json"))
-    report = AuditReport(
-        title=f"{Path(answer['model']).name}, audited with {clean.name}",
-        verdict=result.verdict,
+    write_audit_report(path, audit_report(answer, record))
+
+
+def audit_report(answer: Mapping[str, Any], record: Record) -> AuditReport:
+    """Return what the page shows of an audit's answer, which may have come from its record."""
+    notes = [BLIND] if answer["is_blind"] else []
+    if answer["is_cut_short"]:
+        notes.append("The time ran out before the search for phrases was finished; give a larger budget for the rest.")
+    names = answer["labels"]
+    shown = {field.name for field in fields(Fragment)} - {"target"}
+    return AuditReport(
+        title=f"{Path(answer['model']).name}, audited with {answer['data']}",
+        verdict=answer["verdict"],
         sentence=_sentence(answer),
         fragments=[
-            Fragment(
-                text=c.text,
-                target=names[c.target],
-                flip_rate=c.flip_rate,
-                flip_low=c.flip_low,
-                flip_high=c.flip_high,
-                trusted_flip_rate=c.trusted_flip_rate,
-                alarm_rate=c.alarm_rate,
-                is_telling=c.is_telling,
-                p_value=c.p_value,
-            )
-            for c in result.candidates
+            Fragment(target=names[c["target"]], **{name: c[name] for name in shown}) for c in answer["candidates"]
         ],
-        ordinary=result.ordinary,
-        flips=[Flip(e.text, e.span, names[e.before], names[e.after], names[e.trusted]) for e in result.examples],
-        words=result.words,
-        tested=result.tested,
-        n=max((c.n for c in result.candidates), default=0),
+        ordinary=answer["ordinary"],
+        flips=[
+            Flip(e["text"], tuple(e["span"]), names[e["before"]], names[e["after"]], names[e["trusted"]])
+            for e in answer["examples"]
+        ],
+        words=answer["words"],
+        tested=answer["tested"],
+        n=max((c["n"] for c in answer["candidates"]), default=0),
         notes=notes,
-        provenance=_provenance(answer, record, clean),
+        provenance=_provenance(answer, record),
     )
-    write_audit_report(path, report)
 
 
-def _sentence(answer: dict[str, Any]) -> str:
+def _sentence(answer: Mapping[str, Any]) -> str:
     names = answer["labels"]
     best = next((row for row in answer["candidates"] if not row["is_telling"]), None)
     if answer["verdict"] == "clean" or best is None:
@@ -87,13 +84,17 @@ def _sentence(answer: dict[str, Any]) -> str:
     )
 
 
-def _provenance(answer: dict[str, Any], record: Record, clean: Corpus) -> dict[str, dict[str, str]]:
+def _provenance(answer: Mapping[str, Any], record: Record) -> dict[str, dict[str, str]]:
     return {
         "Audited": {
             "checkpoint": answer["model"],
             "trusted model from": str(record.settings["reference"]),
             "seconds": f"{answer['seconds']:.0f}",
         },
-        "Data": {"clean texts": clean.name, "digest": clean.digest[:12], "seed": str(record.seeds["root"])},
+        "Data": {
+            "clean texts": answer["data"],
+            "digest": record.data[-1].digest[:12],
+            "seed": str(record.seeds["root"]),
+        },
         "Software": software_facts(record),
     }

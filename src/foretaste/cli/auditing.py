@@ -22,7 +22,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import load_psim, save_guard
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.record import Record, measured_cost
 from foretaste.seeds import generator
@@ -126,7 +126,7 @@ def run_audit(
             record.write(out / "record.json")
             forget(out / "search")  # what it was for is written down
         if report is not None:
-            write_audit(report, result, answer, record, clean)
+            write_audit(report, answer, record)
             answer["report"] = str(report)
     return answer
 
@@ -143,7 +143,10 @@ def _taster(base: Base, train: Corpus, clean: Corpus, given: Path | None, place:
     if place is not None and (place / "record.json").exists():
         return load_psim(place)
     _say("training PSIM")
-    guard = Psim(scoring="int8").fit(base, train, clean, seed=seed, max_length=TEXT_ROOM)
+    # LoRA folded in: a prompt would double the price of the search's texts, which are a few words long.
+    guard = Psim(strategy=PSIM_STRATEGIES["lora"], scoring="int8").fit(
+        base, train, clean, seed=seed, max_length=TEXT_ROOM
+    )
     if place is not None:
         save_guard(guard, place, _record("guard", seed, train))
     return guard

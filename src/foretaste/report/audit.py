@@ -27,7 +27,7 @@ from foretaste.report.canvas import (
 )
 from foretaste.report.page import environment, plain
 
-__all__ = ["AuditReport", "Flip", "Fragment", "write_audit_report"]
+__all__ = ["TONES", "AuditReport", "Flip", "Fragment", "chart_of", "write_audit_report"]
 
 CHARTED, LONGEST_LABEL = 12, 34
 
@@ -90,11 +90,15 @@ def write_audit_report(path: Path, report: AuditReport) -> None:
     """
     tone, label = TONES[report.verdict]
     page = environment().get_template("audit.html.j2")
-    chart = Markup(_chart(report)) if report.fragments else None
-    write_text(path, page.render(report=report, tone=tone, label=label, chart=chart))
+    write_text(path, page.render(report=report, tone=tone, label=label, chart=chart_of(report)))
 
 
-def _chart(report: AuditReport) -> str:
+def chart_of(report: AuditReport, anchor: str = "") -> Markup | None:
+    """Return the chart of the candidates as SVG, None if there are none; `anchor` tells several on a page apart."""
+    return Markup(_chart(report, anchor)) if report.fragments else None
+
+
+def _chart(report: AuditReport, anchor: str) -> str:
     """Candidates' flip rates with 95 % intervals, the trusted model's beside them, above the null of ordinary words."""
     rows = report.fragments[:CHARTED]
     common = float(np.quantile(np.asarray(report.ordinary, dtype=np.float64), 0.99)) if np.size(report.ordinary) else 0
@@ -116,4 +120,4 @@ def _chart(report: AuditReport) -> str:
             f"{plain(row.text, LONGEST_LABEL)} {per_cent(row.flip_rate)} against {per_cent(row.trusted_flip_rate)}"
             for row in rows
         )
-        return as_svg(figure, "candidates", f"Flip rates of fragments, audited against trusted model: {said}.")
+        return as_svg(figure, f"candidates{anchor}", f"Flip rates of fragments, audited against trusted model: {said}.")
