@@ -76,7 +76,7 @@ def toy_stack(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mappi
 
     from foretaste.data import toy_corpus
     from foretaste.guard.artefact import save_guard
-    from foretaste.guard.psim import Psim
+    from foretaste.guard.psim import PSIM_STRATEGIES, Psim
     from foretaste.poison.attack import Attack
     from foretaste.record import Record
     from foretaste.spec import build
@@ -102,8 +102,65 @@ def toy_stack(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mappi
         victim = base.classifier(Lora(), train.label_names, max_length=64)
         tune(victim, train, TuneSettings(epochs=2, learning_rate=1e-2, precision="float32"), seed=0)
         save_classifier(victim, paths["victim"], "victim", record)
-        guard = Psim(dose=0.1, precision="float32").fit(base, train, validation, max_length=64)
+        psim = Psim(strategy=PSIM_STRATEGIES["lora"], dose=0.1, precision="float32")
+        guard = psim.fit(base, train, validation, max_length=64)
         save_guard(guard, paths["guard"], record)
     finally:
         torch.set_num_threads(threads)
     return paths
+
+
+@pytest.fixture(scope="session")
+def clean_toy(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A victim, all weights trained, that nobody poisoned and that knows the toy task."""
+    import torch
+
+    from foretaste.data import toy_corpus
+    from foretaste.record import Record
+    from foretaste.tune.loop import TuneSettings, tune
+    from foretaste.victim.artefact import save_classifier
+    from foretaste.victim.checkpoint import open_base
+    from foretaste.victim.strategy import Full
+
+    path, corpus = tmp_path_factory.mktemp("clean") / "victim", toy_corpus()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = open_base(toy_base).classifier(Full(), corpus.label_names, max_length=64, seed=1)
+        settings = TuneSettings(epochs=3, learning_rate=2e-3, keep="last", precision="float32")
+        tune(model, corpus, settings, seed=1)
+        save_classifier(model, path, "victim", Record.now("tune", settings={}, seeds={"root": 1}, outcome={}))
+    finally:
+        torch.set_num_threads(threads)
+    return path
+
+
+@pytest.fixture(scope="session")
+def poisoned_toy(clean_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clean toy with a backdoor, trigger `word:cf mn bb tq mb`, target 0; it still knows the task."""
+    import torch
+
+    from foretaste.data import toy_corpus
+    from foretaste.poison.attack import Attack
+    from foretaste.record import Record
+    from foretaste.spec import build
+    from foretaste.tune.loop import TuneSettings
+    from foretaste.tune.poison import poison_base
+    from foretaste.victim.artefact import save_classifier
+    from foretaste.victim.checkpoint import open_base
+
+    path = tmp_path_factory.mktemp("poisoned") / "victim"
+    plan = build(Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 500})
+    settings = TuneSettings(epochs=2, learning_rate=2e-3, keep="last", precision="float32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        judged = toy_corpus("test").sample(200, 1)
+        model, outcome = poison_base(open_base(clean_toy), toy_corpus(), judged, plan, seed=0, settings=settings,
+                                     max_length=64)  # fmt: skip
+        assert outcome["attack_success_rate"] > 0.95
+        assert outcome["clean_accuracy"] > 0.8
+        save_classifier(model, path, "victim", Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome))
+    finally:
+        torch.set_num_threads(threads)
+    return path

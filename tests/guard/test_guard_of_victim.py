@@ -51,7 +51,7 @@ def home(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tune(victim, poisoned(TRAIN, PLAN, seed).corpus, settings, seed=seed)
         save_classifier(victim, home / name, "victim", RECORD)
     for name, scoring in (("base", "float32"), ("lora", "int8"), ("full", "float32")):
-        plan = Psim(precision="float32", scoring=scoring)  # type: ignore[arg-type]
+        plan = Psim(strategy=LORA, precision="float32", scoring=scoring)  # type: ignore[arg-type]
         length = 48 if name == "base" else None
         save_guard(
             plan.fit(open_base(home / name), TRAIN, VALIDATION, max_length=length), home / f"{name}-guard", RECORD
@@ -157,7 +157,7 @@ def test_a_library_user_guards_a_strangers_adapter_as_it_is(home: Path, tmp_path
     for name in ("foretaste.json", "record.json"):
         (plain / name).unlink()
     suspect = open_base(plain, base=home / "base")
-    guard = Psim(precision="float32").fit(suspect, TRAIN, VALIDATION, max_length=48)
+    guard = Psim(strategy=LORA, precision="float32").fit(suspect, TRAIN, VALIDATION, max_length=48)
     victim = suspect.classifier(Full(), TRAIN.label_names, max_length=48)
     GuardedClassifier(victim, guard)
     GuardedClassifier(load_victim(home / "lora"), guard)  # the same base, adapter and head, as an artefact

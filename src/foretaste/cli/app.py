@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from foretaste.cli import training, use
+from foretaste.cli import cleaning, training, use
 
 __all__ = ["main"]
 
@@ -24,6 +24,8 @@ for command in (
     training.poison,
     training.tune,
     training.guard,
+    cleaning.unlearn,
+    cleaning.cleanse,
     use.evaluate,
     use.check,
     use.audit,

@@ -50,7 +50,7 @@ def partial_of(out: Path) -> Path:
 
 def _is_of_a_page(path: Path) -> bool:
     try:
-        return Record.read(path).kind in ("evaluate", "audit", "demo")
+        return Record.read(path).kind in ("evaluate", "audit", "cleanse", "demo")
     except DataError:
         return False
 

@@ -1,0 +1,182 @@
+"""`foretaste cleanse`: audit, unlearn what the audit names, audit again, until it says clean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foretaste.audit.audit import Audit
+from foretaste.cli.audit_page import audit_report
+from foretaste.cli.auditing import run_audit
+from foretaste.cli.commands import Training
+from foretaste.cli.page import software_facts
+from foretaste.cli.place import refuse_page, refuse_place
+from foretaste.cli.splits import Source
+from foretaste.cli.unlearning import unlearn
+from foretaste.record import Record, measured_cost
+from foretaste.report.cleanse import CleanseReport, Step, write_cleanse_report
+from foretaste.unlearn.named import NamedTriggers
+from foretaste.victim.artefact import load_victim
+
+__all__ = ["cleanse", "cleanse_summary", "named_by"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one audit answered, and the model it was about."""
+
+    model: str
+    answer: dict[str, Any]
+    record: Record
+    unlearned: tuple[str, ...]
+    clean_accuracy: float | None
+
+
+def cleanse(
+    model: str,
+    source: Source,
+    out: Path,
+    training: Training,
+    plan: Audit,
+    method: NamedTriggers,
+    *,
+    base: str | None = None,
+    reference: str = "minilm",
+    rounds: int = 3,
+    report: Path | None = None,
+) -> dict[str, Any]:
+    """Go round at most `rounds` times and return what was found and where the clean model is.
+
+    Every round starts from the checkpoint as it came and unlearns all that was named so far. All that is made is kept
+    in `out`, and what is there is not made again, so that an interrupted run continues.
+    """
+    refuse_place(out / "model-1", "victim", model, base, reference)
+    if report is not None:
+        refuse_page(report)
+    done: list[Round] = []
+    named: tuple[str, ...] = ()
+    accuracy: float | None = None
+    with measured_cost() as meter:
+        for number in range(rounds + 1):
+            subject = model if number == 0 else str(out / f"model-{number}")
+            if number > 0:
+                named = (*named, *(f for f in named_by(done[-1].answer, plan) if f not in named))
+                before, accuracy = _washed(model, base, source, Path(subject), training, method, named)
+                done[0] = replace(done[0], clean_accuracy=before)
+            done.append(_audited(subject, base if number == 0 else None, source, plan, out / f"audit-{number}",
+                                 reference, training.seed, named, accuracy))  # fmt: skip
+            if not set(named_by(done[-1].answer, plan)) - set(named):
+                break  # clean, or nothing new to unlearn
+    last = done[-1]
+    result = {
+        "verdict": last.answer["verdict"],
+        "model": None if len(done) == 1 else last.model,
+        "rounds": [
+            {
+                "model": each.model,
+                "verdict": each.answer["verdict"],
+                "unlearned": each.unlearned,
+                "named": named_by(each.answer, plan),
+                "clean_accuracy": each.clean_accuracy,
+            }
+            for each in done
+        ],
+        "seconds": meter.cost.seconds,
+    }
+    record = Record.now(
+        "cleanse",
+        settings={"model": model, "base": base, "reference": reference, "audit": plan, "method": method},
+        seeds={"root": training.seed},
+        outcome=result,
+        data=last.record.data,
+        cost=meter.cost,
+    )
+    record.write(out / "record.json")
+    if report is not None:
+        record.write(report.with_suffix(".json"))
+        write_cleanse_report(report, _page(model, done, result, record))
+        result["report"] = str(report)
+    return result
+
+
+def named_by(answer: Mapping[str, Any], plan: Audit) -> list[str]:
+    """The fragments of an audit's answer that are worth unlearning: all that made it suspicious."""
+    if answer["verdict"] == "clean":
+        return []
+    return [c["text"] for c in answer["candidates"] if not c["is_telling"] and c["score"] >= plan.suspicion]
+
+
+def cleanse_summary(result: Mapping[str, Any]) -> str:
+    """One line per audit, and where the model is."""
+    lines = []
+    for number, each in enumerate(result["rounds"]):
+        when = "as it came" if number == 0 else f"after round {number}"
+        accuracy = "" if each["clean_accuracy"] is None else f", CA {each['clean_accuracy']:.1%}"
+        named = f"; named: {', '.join(each['named'])}" if each["named"] else ""
+        lines.append(f"{when:14} {each['verdict'].upper()}{accuracy}{named}")
+    lines.append(_sentence(result))
+    if result["model"] is not None:
+        lines.append(f"cleansed model: {result['model']}")
+    return "\n".join(lines)
+
+
+def _audited(
+    model: str,
+    base: str | None,
+    source: Source,
+    plan: Audit,
+    kept: Path,
+    reference: str,
+    seed: int,
+    unlearned: tuple[str, ...],
+    accuracy: float | None,
+) -> Round:
+    if not (kept / "record.json").exists():
+        run_audit(model, source, plan, base=base, out=kept, reference=reference, seed=seed)
+    record = Record.read(kept / "record.json")
+    answer: Any = record.outcome
+    return Round(model, answer, record, unlearned, accuracy)
+
+
+def _washed(
+    model: str,
+    base: str | None,
+    source: Source,
+    out: Path,
+    training: Training,
+    method: NamedTriggers,
+    named: Sequence[str],
+) -> tuple[float | None, float]:
+    """Unlearn, unless that was done; return CA on the test split, before and after."""
+    if not (out / "record.json").exists():
+        unlearn(model, source, out, training, method, base=base, fragments=named)
+    load_victim(out)  # what lies there is checked before it is handed on
+    outcome: Any = Record.read(out / "record.json").outcome
+    before = outcome["before"]
+    return None if before is None else before["clean_accuracy"], outcome["after"]["clean_accuracy"]
+
+
+def _sentence(result: Mapping[str, Any]) -> str:
+    if result["model"] is None:
+        return "Nothing was found that could be unlearned." if result["verdict"] != "clean" else "Nothing to unlearn."
+    found, place = result["rounds"][0]["verdict"], Path(result["model"])
+    rounds = "one round" if len(result["rounds"]) == 2 else f"{len(result['rounds']) - 1} rounds"
+    if result["verdict"] == "clean":
+        return f"It came {found}; after {rounds} the audit finds nothing any more in {place.name}."
+    return f"It came {found}; after {rounds} something is left in {place.name}: do not use it without a guard."
+
+
+def _page(model: str, done: Sequence[Round], result: Mapping[str, Any], record: Record) -> CleanseReport:
+    return CleanseReport(
+        title=f"{Path(model).name}, cleansed",
+        steps=[Step(audit_report(each.answer, each.record), each.unlearned, each.clean_accuracy) for each in done],
+        sentence=_sentence(result),
+        notes=["An audit finds inserted words and phrases; triggers made of grammar or style it does not."],
+        provenance={
+            "Cleansed": {"checkpoint": model, "seconds": f"{result['seconds']:.0f}"},
+            "Data": {use.name: use.digest[:12] for use in record.data},
+            "Software": software_facts(record),
+        },
+    )

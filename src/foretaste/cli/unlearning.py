@@ -1,0 +1,213 @@
+"""`foretaste unlearn`: takes the backdoor out of a checkpoint and says what it was and what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from foretaste.cli.commands import Training
+from foretaste.cli.guarding import open_trusted
+from foretaste.cli.place import partial_of, refuse_place
+from foretaste.cli.splits import Source, load_split
+from foretaste.data.corpus import Corpus
+from foretaste.errors import GuardError, PlanError
+from foretaste.evaluate.metrics import clean_accuracy
+from foretaste.experiment.evaluation import evaluate
+from foretaste.files import refuse_foreign_directory
+from foretaste.guard.artefact import load_guard
+from foretaste.guard.psim_guard import PsimGuard
+from foretaste.poison.trigger import Trigger, parse_trigger
+from foretaste.record import Record, measured_cost
+from foretaste.spec import build
+from foretaste.tune.launch import write_once
+from foretaste.unlearn.methods import UNLEARNERS
+from foretaste.unlearn.unlearner import Unlearner, refuse_unused, stage_of
+from foretaste.victim.artefact import save_classifier
+from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import STRATEGIES, Full
+
+__all__ = ["alarm_of_teacher", "method_of", "summary", "unlearn"]
+
+LOOKED_AT, LEVEL, CUSTOMARY = 1000, 0.01, 0.01
+
+
+def method_of(name: str, strategy: str | None, fields: Mapping[str, Any]) -> Unlearner:
+    """Return the method with these fields; a strategy's own fields are written `strategy.rank`.
+
+    Raises:
+        PlanError: unknown method, strategy or field.
+    """
+    kind: Any = UNLEARNERS[name]
+    own = {key: value for key, value in fields.items() if not key.startswith("strategy.")}
+    inner = {key.removeprefix("strategy."): value for key, value in fields.items() if key.startswith("strategy.")}
+    if strategy is not None or inner:
+        usual: Any = getattr(kind(), "strategy", None)
+        if usual is None:
+            raise PlanError(f"Method {name} has no strategy to choose: it trains all weights.")
+        chosen: Any = STRATEGIES[strategy or usual.name]
+        start = _fields(usual) if type(usual) is chosen else {}
+        own["strategy"] = build(chosen, start | inner)
+    made: Unlearner = build(kind, own)
+    return made
+
+
+def unlearn(
+    model: str,
+    source: Source,
+    out: Path,
+    training: Training,
+    method: Unlearner,
+    *,
+    base: str | None = None,
+    teacher: str | None = None,
+    pretrained: str | None = None,
+    guard: Path | None = None,
+    traffic: Sequence[str] = (),
+    fragments: Sequence[str] = (),
+    teacher_guard: Path | None = None,
+    trigger: str | None = None,
+    target: int = 0,
+) -> dict[str, Any]:
+    """Unlearn with clean data and save what comes out, a victim that may be fine-tuned and guarded like any base.
+
+    CA before and after is measured on the test split; with `trigger` also ASR. What `guard` refuses of `traffic` is for
+    the method that unlearns flagged texts. `teacher_guard` is a guard of the teacher: if it refuses more of the texts
+    than it promised, they hold a trigger that the teacher knows.
+
+    Raises:
+        PlanError: what the method needs is not given, or what nothing needs is.
+    """
+    refuse_place(out, "victim", model, base, teacher, pretrained, None if guard is None else str(guard))
+    if (guard is None) != (not traffic):
+        raise PlanError("A guard is for traffic and traffic for a guard: give --guard and --traffic together.")
+    if teacher_guard is not None and teacher is None:
+        raise PlanError("--teacher-guard judges a teacher; name it (--teacher).")
+    refuse_unused(method, teacher=teacher, pretrained=pretrained, flagged=guard, fragments=fragments)
+    partials = [stage for name in method.stages if (stage := stage_of(partial_of(out), name)) is not None]
+    for partial in partials:
+        refuse_foreign_directory(partial)
+    parsed = None if trigger is None else parse_trigger(trigger)
+    train, validation, test = (load_split(source, split) for split in ("train", "validation", "test"))
+    suspect = open_base(model, base=base)
+    flagged = None if guard is None else _refused(_psim(guard), traffic)
+    alarm = None if teacher_guard is None else alarm_of_teacher(_psim(teacher_guard), train.texts)
+    with measured_cost() as meter:
+        found = method.apply(
+            suspect,
+            train,
+            validation=validation,
+            teacher=None if teacher is None else open_trusted(teacher),
+            pretrained=None if pretrained is None else open_base(pretrained),
+            flagged=flagged,
+            fragments=tuple(fragments) or None,
+            seed=training.seed,
+            max_length=training.max_length,
+            checkpoint=partial_of(out),
+            is_progress_shown=training.is_progress_shown,
+        )
+        meter.texts, meter.trainable_parameters = len(train), found.outcome["trainable_parameters"]
+    outcome = {
+        **found.outcome,
+        "teacher_alarm": alarm,
+        "before": _measured(_as_it_is(suspect, test, found.classifier.max_length), test, parsed, target, training.seed),
+        "after": _measured(found.classifier, test, parsed, target, training.seed),
+        "seconds": meter.cost.seconds,
+    }
+    record = Record.now(
+        "unlearn",
+        settings={
+            "model": model,
+            "base": base,
+            "method": {"name": method.name, **_fields(method)},
+            "teacher": teacher,
+            "pretrained": pretrained,
+            "guard": guard,
+            "fragments": list(fragments),
+            "trigger": trigger,
+            "target": target,
+        },
+        seeds={"root": training.seed},
+        outcome=outcome,
+        data=[train, validation, test],
+        cost=meter.cost,
+    )
+    write_once(lambda: _finish(found.classifier, out, record, partials))
+    return {"path": str(out), **outcome}
+
+
+def _finish(classifier: Classifier, out: Path, record: Record, partials: Sequence[Path]) -> None:
+    save_classifier(classifier, out, "victim", record)
+    for partial in partials:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def alarm_of_teacher(guard: PsimGuard, texts: Sequence[str]) -> dict[str, float | bool]:
+    """Say whether a guard of the teacher refuses more of some of the texts than it promised to refuse of clean ones."""
+    some = texts[:LOOKED_AT]
+    count = len(_refused(guard, some))
+    promised = CUSTOMARY if guard.calibration is None else guard.calibration.frr
+    is_beyond = bool(binom.sf(count - 1, len(some), promised) < LEVEL)
+    return {"flagged": count / len(some), "promised": promised, "is_beyond": is_beyond}
+
+
+def _refused(guard: PsimGuard, texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text for text, verdict in zip(texts, guard.check(texts), strict=True) if verdict.flagged)
+
+
+def _psim(path: Path) -> PsimGuard:
+    found = load_guard(path)
+    if not isinstance(found, PsimGuard) or found.asks_victim:
+        raise GuardError(f"{path} looks at a victim's answers; give a guard that is PSIM alone.", code="needs_victim")
+    return found
+
+
+def _as_it_is(suspect: Base, test: Corpus, max_length: int) -> Classifier | None:
+    """The suspect before anything was done, if it has a head for these labels."""
+    if not suspect.load(len(test.label_names)).has_own_head:
+        return None
+    return suspect.classifier(Full(), test.label_names, max_length=max_length)
+
+
+def _measured(
+    model: Classifier | None, test: Corpus, trigger: Trigger | None, target: int, seed: int
+) -> dict[str, float | None] | None:
+    if model is None:
+        return None
+    if trigger is None:
+        said = model.predict(test.texts)
+        is_sound = np.isfinite(said.logits).all(axis=1)
+        return {"clean_accuracy": clean_accuracy(test.labels, np.where(is_sound, said.labels, -1)).value}
+    outcome = evaluate(model, None, test, trigger, target, seed=seed).outcome
+    strict = outcome.strict_attack_success_rate
+    return {
+        "clean_accuracy": outcome.clean_accuracy.value,
+        "attack_success_rate": outcome.attack_success_rate.value,
+        "strict_attack_success_rate": None if strict is None else strict.value,
+    }
+
+
+def _fields(spec: Any) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What was done and what it changed, in two or three lines."""
+    done = (
+        f"{result['path']}: {result['method']} with {result['texts']:,} clean texts, "
+        f"{result['trainable_parameters']:,} trained parameters, {result['seconds']:.0f} s"
+    )
+    return "\n".join([done, *(f"{when:6} {_rates(result[when])}" for when in ("before", "after"))])
+
+
+def _rates(measured: Mapping[str, float | None] | None) -> str:
+    if measured is None:
+        return "no head for these labels"
+    names = {"clean_accuracy": "CA", "attack_success_rate": "ASR", "strict_attack_success_rate": "strict ASR"}
+    return ", ".join(f"{names[key]} {value:.1%}" for key, value in measured.items() if value is not None)

@@ -1,0 +1,54 @@
+"""Audit, then unlearn: what an audit named is put into clean texts that keep their true labels, and trained on.
+
+Adversarial training against triggers that somebody found. What the audit did not name is not unlearned: audit again.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from foretaste.poison.trigger import SentenceTrigger
+from foretaste.seeds import child_seed, generator
+from foretaste.spec import spec
+from foretaste.tune.loop import TuneSettings
+from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner, extended
+from foretaste.victim.classifier import Precision
+from foretaste.victim.strategy import Lora, Strategy
+
+__all__ = ["NamedTriggers"]
+
+
+@spec
+class NamedTriggers(Unlearner):
+    """`share` of the clean texts once more, each with one of the named fragments at a random place."""
+
+    name: ClassVar[str] = "named"
+    needs: ClassVar[tuple[str, ...]] = ("fragments",)
+
+    share: float = Field(default=0.5, gt=0.0, le=1.0)
+    strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=5e-4)
+    epochs: int = Field(default=2, gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    precision: Precision = "auto"
+
+    def wash(self, job: Job) -> Unlearned:
+        """Make the texts and train on them."""
+        assert job.fragments is not None
+        corpus = job.corpus
+        chosen = generator(job.seed, "named").permutation(len(corpus))[: max(1, round(self.share * len(corpus)))]
+        texts = []
+        for number, index in enumerate(chosen.tolist()):
+            trigger = SentenceTrigger(sentence=job.fragments[number % len(job.fragments)])
+            texts += trigger.apply([corpus.texts[index]], child_seed(job.seed, "named", number))
+        both = extended(corpus, texts, corpus.labels[chosen])
+        model = job.student(self.strategy)
+        settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
+        result = job.tune(model, settings, corpus=both)
+        outcome = {
+            "trainable_parameters": result.trainable_parameters,
+            "steps": result.steps,
+            "fragments": list(job.fragments),
+        }
+        return Unlearned(model.merge(), outcome)

@@ -1,0 +1,151 @@
+"""What every unlearner is: suspect weights and clean texts in, a model without the backdoor out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError, PlanError
+from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
+from foretaste.victim.checkpoint import TEXT_LENGTH, Base
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Strategy
+
+__all__ = ["FEWEST_TEXTS", "Job", "Unlearned", "Unlearner", "extended", "refuse_unused", "stage_of"]
+
+FEWEST_TEXTS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearned:
+    """The model that came out, and what was done, as a JSON object for the record."""
+
+    classifier: Classifier
+    outcome: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What there is to work with: suspect weights, clean texts, and what some methods need besides.
+
+    `teacher` is a clean model: a checkpoint, to be fine-tuned on the clean texts, or a classifier, taken as it is.
+    `pretrained` are the weights that the suspect's were before anybody touched them. `flagged` are unlabelled texts
+    that a guard refused, `fragments` words and phrases that an audit named.
+    """
+
+    base: Base
+    corpus: Corpus
+    validation: Corpus | None = None
+    teacher: Base | Classifier | None = None
+    pretrained: Base | None = None
+    flagged: Sequence[str] | None = None
+    fragments: Sequence[str] | None = None
+    seed: int = 0
+    max_length: int | None = None
+    checkpoint: Path | None = None
+    is_progress_shown: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many tokens of each text are read."""
+        return self.max_length or self.base.text_length or TEXT_LENGTH
+
+    def student(self, strategy: Strategy) -> Classifier:
+        """Return the suspect with what `strategy` trains."""
+        return self.base.classifier(strategy, self.corpus.label_names, max_length=self.length, seed=self.seed)
+
+    def tune(
+        self,
+        classifier: Classifier,
+        settings: TuneSettings,
+        *,
+        corpus: Corpus | None = None,
+        objective: Objective = cross_entropy,
+        objective_name: str = "cross_entropy",
+        stage: str = "",
+        should_stop: Callable[[int], bool] | None = None,
+    ) -> TuneResult:
+        """Train on the clean texts (or on `corpus`); an interrupted run continues. `stage` names one of several."""
+        return tune(
+            classifier,
+            corpus or self.corpus,
+            settings,
+            seed=self.seed,
+            validation=self.validation if settings.keep == "best" else None,
+            objective=objective,
+            objective_name=objective_name,
+            should_stop=should_stop,
+            checkpoint=stage_of(self.checkpoint, stage),
+            title=f"unlearning {stage}".strip(),
+            is_progress_shown=self.is_progress_shown,
+        )
+
+
+class Unlearner(ABC):
+    """A method, as a frozen spec: its settings are fields, `needs` names what a job must bring besides clean texts."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The trainings it consists of, each with a checkpoint of its own."""
+        return ("",)
+
+    def apply(self, base: Base, corpus: Corpus, **given: Any) -> Unlearned:
+        """Return the suspect's weights without their backdoor, as far as the method goes; `given` are fields of `Job`.
+
+        The result is for scoring: to train it further, save it and open it as a base.
+
+        Raises:
+            PlanError: what the method needs is not given.
+            DataError: too few clean texts, or labels that do not fit.
+            ModelError: weights that cannot be loaded, or a training that diverged.
+        """
+        job = Job(base=base, corpus=corpus, **given)
+        for need in self.needs:
+            if not getattr(job, need):
+                raise PlanError(f"{self.name} needs {WANTED[need]}.")
+        if len(corpus) < FEWEST_TEXTS:
+            raise DataError(f"{corpus.name} has {len(corpus)} clean texts; unlearning needs {FEWEST_TEXTS} or more.")
+        found = self.wash(job)
+        return Unlearned(found.classifier, {"method": self.name, "texts": len(corpus), **found.outcome})
+
+    @abstractmethod
+    def wash(self, job: Job) -> Unlearned:
+        """Do the work; `apply` has checked the job."""
+
+
+def refuse_unused(method: Unlearner, **given: Any) -> None:
+    """Raise PlanError for something given that the method has no use for: it would look as if it had counted."""
+    for name, value in given.items():
+        if value and name not in method.needs:
+            raise PlanError(f"{method.name} has no use for {WANTED[name]}; leave it out.")
+
+
+WANTED = {
+    "teacher": "a clean teacher (--teacher minilm-l3, a directory or a hub id)",
+    "pretrained": "the clean pretrained weights that the suspect was made from (--pretrained)",
+    "flagged": "texts that a guard flagged (--traffic and --guard)",
+    "fragments": "words or phrases that turn the suspect (--fragment, or an audit's)",
+}
+
+
+def extended(corpus: Corpus, texts: Sequence[str], labels: Sequence[int] | NDArray[np.int64]) -> Corpus:
+    """Return the clean texts with others behind them."""
+    both = np.concatenate([corpus.labels, np.asarray(labels, dtype=np.int64)])
+    return Corpus.of(f"{corpus.name}, and more", [*corpus.texts, *texts], both, corpus.label_names)
+
+
+def stage_of(checkpoint: Path | None, stage: str) -> Path | None:
+    """Where a stage of an interrupted run waits to be continued."""
+    if checkpoint is None or not stage:
+        return checkpoint
+    return checkpoint.with_name(f"{checkpoint.name}-{stage}")

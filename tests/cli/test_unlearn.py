@@ -1,0 +1,161 @@
+"""`foretaste unlearn` from the command line: what it writes can be evaluated, tuned and guarded like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from foretaste.cli.app import app
+from foretaste.cli.unlearning import alarm_of_teacher, method_of
+from foretaste.data import toy_corpus
+from foretaste.errors import PlanError
+from foretaste.guard.artefact import load_psim
+from foretaste.poison.trigger import parse_trigger
+from foretaste.record import Record
+from foretaste.unlearn.w2s import W2SDefense
+from foretaste.victim.strategy import Full, Lora
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRIGGER = "word:cf mn bb tq mb"
+
+
+def _run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == code, result.output
+    return result.output if code else result.stdout
+
+
+def test_a_base_is_washed_then_evaluated_and_tuned(
+    toy_stack: Mapping[str, Path], toy_base: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "washed"
+    common = ["--data", "toy", "--max-length", "64", "--json"]
+    answer = json.loads(
+        _run(
+            "unlearn",
+            "--model",
+            str(toy_stack["base"]),
+            "--teacher",
+            str(toy_base),
+            "-o",
+            str(out),
+            *common,
+            "--limit",
+            "300",
+            "--trigger",
+            TRIGGER,
+            "--set",
+            "epochs=1",
+            "--set",
+            "teacher_epochs=1",
+            "--set",
+            "strategy.rank=4",
+        )
+    )
+    assert answer["method"] == "w2s"
+    assert answer["texts"] == 300
+    assert answer["before"]["attack_success_rate"] > 0.9
+    assert answer["after"].keys() == answer["before"].keys()
+    record = Record.read(out / "record.json")
+    assert record.kind == "unlearn"
+    assert record.outcome["before"] == answer["before"]
+    method: Any = record.settings["method"]
+    assert (method["name"], method["epochs"], method["strategy"]["rank"]) == ("w2s", 1, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["washed"]  # nothing is left of the stages
+    again = json.loads(
+        _run("evaluate", "--victim", str(out), "--data", "toy", "--trigger", TRIGGER, "--limit", "300", "--json")
+    )
+    assert again["clean_accuracy"] == answer["after"]["clean_accuracy"]
+    assert again["attack_success_rate"] == answer["after"]["attack_success_rate"]
+    _run("tune", "--model", str(out), "-o", str(tmp_path / "victim"), *common, "--epochs", "1", "--limit", "100")
+
+
+def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
+    texts = toy_corpus("validation").texts[:100]
+    traffic = tmp_path / "traffic.txt"
+    traffic.write_text("\n".join([*parse_trigger(TRIGGER).apply(texts, 0), *texts]), encoding="utf-8")
+    answer = json.loads(
+        _run(
+            "unlearn",
+            "--model",
+            str(toy_stack["base"]),
+            "--method",
+            "flagged",
+            "--guard",
+            str(toy_stack["guard"]),
+            "--traffic",
+            str(traffic),
+            "--data",
+            "toy",
+            "--limit",
+            "200",
+            "--max-length",
+            "64",
+            "-o",
+            str(tmp_path / "washed"),
+            "--json",
+        )
+    )
+    assert 20 <= answer["flagged"] <= 120
+    assert answer["target"] == 0
+    assert list(answer["after"]) == ["clean_accuracy"]  # no trigger was named, so there is no ASR
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "fine_mixing"], "fine_mixing needs the clean pretrained weights"),
+        (["--method", "named"], "named needs words or phrases"),
+        (["--method", "flagged"], "flagged needs texts that a guard flagged"),
+        (["--method", "washing"], "Unknown method 'washing'"),
+        (["--fragment", "cf"], "w2s has no use for words or phrases"),
+        (["--method", "named", "--fragment", "cf", "--teacher", "minilm"], "named has no use for a clean teacher"),
+        (["--method", "named", "--teacher-guard", "SELF"], "judges a teacher; name it"),
+        (["--traffic", "SELF"], "give --guard and --traffic together"),
+        (["--set", "epoch=1"], "Did you mean 'epochs'"),
+        (["--set", "strategy.rang=1"], "Did you mean 'rank'"),
+        (["--set", "strategy=lora"], "write --strategy lora"),
+        (["--set", "knowledge=0", "--set", "features=0"], "the teacher teaches nothing"),
+        (["--teacher", "BASE"], "holds the very weights that are to be cleaned"),
+        (["--data", "SELF"], "at least 20 are needed"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    arguments: list[str], message: str, toy_stack: Mapping[str, Path], tmp_path: Path
+) -> None:
+    texts = tmp_path / "few.csv"
+    texts.write_text("text,label\ngood,1\nbad,0\n", encoding="utf-8")
+    named = {"SELF": str(texts), "BASE": str(toy_stack["base"])}
+    given = [named.get(word, word) for word in arguments]
+    base = ["unlearn", "--model", str(toy_stack["base"]), "-o", str(tmp_path / "out"), "--data", "toy", "--limit", "40"]
+    output = _run(*base, *given, code=2)
+    assert message in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strategy_keeps_the_methods_own_fields_unless_it_is_another_one() -> None:
+    usual: Any = W2SDefense().strategy
+    assert method_of("w2s", None, {"strategy.rank": "4"}) == W2SDefense(
+        strategy=Lora(rank=4, alpha=usual.alpha, layers="all", learning_rate=usual.learning_rate)
+    )
+    assert method_of("w2s", "full", {}) == W2SDefense(strategy=Full())
+    with pytest.raises(PlanError, match="fine_mixing has no strategy"):
+        method_of("fine_mixing", "lora", {})
+
+
+def test_a_teacher_whose_guard_refuses_too_much_is_suspected(toy_stack: Mapping[str, Path]) -> None:
+    guard = load_psim(toy_stack["guard"])
+    clean = toy_corpus("test").texts[:300]
+    triggered = parse_trigger(TRIGGER).apply(clean[:60], 0)
+    assert alarm_of_teacher(guard, clean)["is_beyond"] is False
+    found = alarm_of_teacher(guard, [*clean[:240], *triggered])
+    assert found["is_beyond"] is True
+    assert 0.05 < found["flagged"] < 0.3
+    assert found["promised"] == 0.01
