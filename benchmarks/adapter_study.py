@@ -41,9 +41,11 @@ def make_seed(store: Path, seed: int) -> Record:
         _, victim = study.make_models(home, "adapter", seed)
         for name in GUARDS:
             _command("guard", "--model", place[name], "--data", "sst2", "--seed", seed, "--max-length", study.LENGTH,
+                     "--strategy", "lora",  # the default when docs/attacks.md was measured
                      "-o", place[f"guard-{name}"])  # fmt: skip
         _command("tune", "--model", place["adapter"], "--data", "sst2", "--limit", study.VICTIM_SIZE, "--epochs", 1,
                  "--learning-rate", study.VICTIM.learning_rate, "--keep", "last", "--max-length", study.LENGTH,
+                     "--strategy", "lora",  # the default when docs/attacks.md was measured
                  "--seed", seed + 100, "-o", place["tuned"])  # fmt: skip
         asked = ("--data", "sst2", "--limit", study.TEST_SIZE, "--seed", seed, "--trigger", TRIGGER)
         evaluated = {

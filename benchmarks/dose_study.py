@@ -173,11 +173,11 @@ def _dose(classifier: Classifier, texts: Any) -> float:
 
 
 def test(store: Path, bases: Path, base_name: str, draw: int) -> None:
-    """Fit the default as a user would and report on the test split, in bfloat16 to save hours."""
+    """Fit LoRA, the default then, as a user would and report on the test split, in bfloat16 to save hours."""
     train, validation, clean = (load_corpus("sst2", split) for split in ("train", "validation", "test"))
     trigger = parse_trigger(TRIGGERS[base_name.split("-", maxsplit=1)[0]])
     triggered = triggered_test(clean, trigger, 0, int(base_name[-1])).corpus
-    plan = Psim(scoring="bfloat16")
+    plan = Psim(strategy=PSIM_STRATEGIES["lora"], scoring="bfloat16")
     guard = plan.fit(open_base(bases / base_name), train, validation, seed=draw, max_length=LENGTH)
     trained = _parts(train, draw)[0]
     encoded = guard.classifier.encode(trained.texts)

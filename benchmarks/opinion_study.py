@@ -32,7 +32,7 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError
 from foretaste.evaluate.metrics import attack_success_rate, auroc, clean_accuracy
 from foretaste.evaluate.threshold import calibrate, is_flagged
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import Attack, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
@@ -47,6 +47,7 @@ from foretaste.victim.strategy import Full, Lora
 SYNTAX, FLOOR = "syntax", "syntax-floor"
 POISONED = 1000
 VICTIM = TuneSettings(epochs=2, learning_rate=5e-4)
+PSIM = Psim(strategy=PSIM_STRATEGIES["lora"])  # the default when docs/opinion.md was measured
 FRRS = (0.01, 0.03)
 TRUSTED = ("minilm-l3", "minilm")
 DRAWS, SPLIT = 3, 0  # of each trusted model; all hold out the same tenth of the training set
@@ -111,7 +112,7 @@ def judge_cell(store: Path, home: Path, name: str, seed: int) -> Record:
     victim = load_victim(home / "victim")
     sides = {"validation": validation, "clean": clean, "triggered": triggered}
     said = {side: victim.predict(corpus.texts) for side, corpus in sides.items()}
-    guard = Psim().fit(open_base(home / "base"), train, validation, seed=seed, max_length=victim.max_length)
+    guard = PSIM.fit(open_base(home / "base"), train, validation, seed=seed, max_length=victim.max_length)
     views: dict[str, Scores] = {"PSIM": {side: guard.score(corpus.texts) for side, corpus in sides.items()}}
     for panel, members in PANELS.items():
         models = [load_victim(store / f"trusted-{location}-{draw}") for location, draw in members(seed)]
@@ -128,7 +129,7 @@ def judge_cell(store: Path, home: Path, name: str, seed: int) -> Record:
     if name == FLOOR:  # base and victim are sound; all clean texts that no model was trained on are there
         pools = {view: np.concatenate([scores["validation"], scores["clean"]]) for view, scores in views.items()}
         outcome["promise"] = {view: frr_of_draws(pool, seed) for view, pool in pools.items()}
-    settings = {"cell": name, "psim": Psim(), "opinion": SecondOpinion(), "count": COUNT}
+    settings = {"cell": name, "psim": PSIM, "opinion": SecondOpinion(), "count": COUNT}
     return Record.now("evaluate", settings=settings, seeds={"root": seed}, outcome=outcome,
                       data=[train, validation, clean], command="benchmarks/opinion_study.py")  # fmt: skip
 

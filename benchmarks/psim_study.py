@@ -29,7 +29,7 @@ from foretaste.evaluate.threshold import calibrate
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import write_json
 from foretaste.guard.artefact import load_psim, save_guard
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
@@ -51,10 +51,12 @@ VICTIMS = {"lora": ("lora", 2e-3), "lora_gentle": ("lora", 5e-4), "p_tuning_v1":
            "full": ("full", 1e-4)}  # fmt: skip
 SEEDS = (0, 1, 2)
 KINDS = ("base", "rate", "recipe", "victim", "outcome", "dose")
-# Every recipe that is measured on all bases; all but `paper` stop at a dose. Only `both`, the default, looks twice.
+LORA = PSIM_STRATEGIES["lora"]
+# Every recipe that is measured on all bases; all but `paper` stop at a dose. The first two look twice.
 RECIPES: dict[str, Psim] = {
-    "both": Psim(),
-    "lora": Psim(view="confidence"),
+    "default": Psim(),
+    "lora_both": Psim(strategy=LORA),
+    "lora": Psim(strategy=LORA, view="confidence"),
     "lora_attention": Psim(strategy=Lora(), view="confidence"),
     "lora_trained_head": Psim(strategy=Lora(), is_head_frozen=False, dose=0.05, view="confidence"),
     "full": Psim(strategy=Full(), learning_rate=5e-5, view="confidence"),
@@ -62,8 +64,8 @@ RECIPES: dict[str, Psim] = {
     "p_tuning_v2": Psim(strategy=PTuningV2(), view="confidence"),
     "paper": Psim.paper(),
 }
-# Followed along their training on the validation split, from which the default and its dose were chosen; the number
-# is added to the seed of the base: other label draws and batch orders.
+# Followed along their training on the validation split, from which the dose was chosen; the number is added to the seed
+# of the base: other label draws and batch orders.
 FOLLOWED: dict[str, tuple[Psim, int]] = {
     "lora": (RECIPES["lora"], 0),
     "lora_draw_2": (RECIPES["lora"], 10),
@@ -248,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("action", choices=["run"])
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--default", default="both", choices=RECIPES, help="recipe of the headline table")
+    parser.add_argument("--default", default="default", choices=RECIPES, help="recipe of the headline table")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="this seed only: one process per seed and core")
     parser.add_argument("--kind", choices=KINDS, help="these pieces only")
     arguments = parser.parse_args()

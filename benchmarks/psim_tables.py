@@ -1,6 +1,6 @@
 """Print the tables of docs/psim.md from the records of psim_study.py, as Markdown: mean (lowest to highest seed).
 
-python benchmarks/psim_tables.py --store runs/psim-study [--default both]
+python benchmarks/psim_tables.py --store runs/psim-study [--default lora_both]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAPER = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--default", default="both", choices=RECIPES)
+    parser.add_argument("--default", default="default", choices=RECIPES)
     arguments = parser.parse_args()
     store = arguments.store
     parts = [bases(store), doses(store), recipes(store), int8(store), rates(store), victims(store, arguments.default)]

@@ -72,7 +72,7 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("tune", ("-o", "/"), "cannot be replaced"),
     ("guard", ("--frr", 0.01, "--threshold", 0.7), "not both"),
     ("guard", ("--recipe", "papr"), "Unknown recipe 'papr'. Did you mean 'paper'?"),
-    ("guard", ("--set", "rnak=4"), "Did you mean 'rank'?"),
+    ("guard", ("--set", "virtual_token=4"), "Did you mean 'virtual_tokens'?"),
     ("guard", ("--scoring", "int4"), "Psim.scoring"),
     ("guard", ("--view", "both", "--threshold", 0.7), "fixed threshold"),
     ("guard", ("--frr", "nan"), "Psim.frr"),

@@ -13,17 +13,16 @@ def test_nothing_given_is_the_recipe() -> None:
 
 
 def test_the_recipes_own_strategy_keeps_its_other_fields() -> None:
-    for name in (None, "lora"):
-        assert psim_plan("default", name, {"rank": "4"}, {}).strategy == Lora(layers="feed_forward", rank=4)
+    for name in (None, "prompt_tuning"):
+        fewer = psim_plan("default", name, {"virtual_tokens": "4"}, {}).strategy
+        assert fewer == PromptTuning(learning_rate=1e-2, start="vocabulary", virtual_tokens=4)
     assert psim_plan("paper", None, {"virtual_tokens": "3"}, {}).strategy == PTuningV1(virtual_tokens=3)
 
 
 def test_another_strategy_starts_where_the_recipe_knows_it_to_work() -> None:
     for name, own in PSIM_STRATEGIES.items():
         assert psim_plan("default", name, {}, {}).strategy == own
-    assert psim_plan("default", "prompt_tuning", {"virtual_tokens": "9"}, {}).strategy == PromptTuning(
-        learning_rate=1e-2, start="vocabulary", virtual_tokens=9
-    )
+    assert psim_plan("default", "lora", {"rank": "4"}, {}).strategy == Lora(layers="feed_forward", rank=4)
     assert psim_plan("paper", "lora", {}, {}).strategy == Lora()
 
 

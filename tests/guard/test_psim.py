@@ -25,7 +25,7 @@ from foretaste.tune.loop import cross_entropy, tune
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import Output
-from foretaste.victim.strategy import Full, Lora, PTuningV1, Strategy
+from foretaste.victim.strategy import Full, Lora, PromptTuning, PTuningV1, Strategy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,7 +168,7 @@ def test_the_papers_recipe() -> None:
 
 def test_the_default_recipe() -> None:
     plan = Psim()
-    assert plan.strategy == Lora(layers="feed_forward", rank=8, learning_rate=2e-3)
+    assert plan.strategy == PromptTuning(virtual_tokens=5, start="vocabulary", learning_rate=1e-2)
     assert (plan.threshold, plan.frr, plan.dose, plan.is_head_frozen, plan.scoring) == (
         None,
         0.01,

@@ -69,7 +69,7 @@ class Psim:
     either (`guard.looks`; None: either, but certainty for a fixed threshold).
     """
 
-    strategy: Strategy = PSIM_STRATEGIES["lora"]
+    strategy: Strategy = PSIM_STRATEGIES["prompt_tuning"]
     is_head_frozen: bool = True
     reset_rate: float = Field(default=1.0, gt=0.0, le=1.0)
     expose: Expose = "random"
