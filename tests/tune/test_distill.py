@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ OUTPUT = Output(TOKENS[:, 0], LOGITS, TOKENS, MASK)
 
 def _losses(**weights: float) -> torch.Tensor:
     own = {"task": 0.0, "knowledge": 0.0, "features": 0.0, "temperature": 2.0} | weights
-    return distilling(LESSON, align="example", **own)(OUTPUT, ROWS, LABELS)
+    return distilling(replace(LESSON, vector="pooled"), align="example", **own)(OUTPUT, ROWS, LABELS)
 
 
 def test_the_task_is_cross_entropy() -> None:
@@ -51,6 +52,9 @@ def test_each_student_meets_its_own_teacher() -> None:
     spread = (LESSON.features - LESSON.features.mean(dim=0)).square().sum(dim=1).mean()
     expected = (pooled - LESSON.features[[4, 0]]).square().sum(dim=1) / spread
     torch.testing.assert_close(_losses(features=1.0), expected)
+    of_the_head = distilling(LESSON, task=0, knowledge=0, features=1, temperature=2, align="example")
+    expected = (TOKENS[:, 0] - LESSON.features[[4, 0]]).square().sum(dim=1) / spread
+    torch.testing.assert_close(of_the_head(OUTPUT, ROWS, LABELS), expected)
 
 
 def test_the_released_code_compares_every_token_with_the_last_texts_teacher() -> None:

@@ -20,26 +20,36 @@ from foretaste.tune.loop import Objective
 from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.module import Output
 
-__all__ = ["Align", "Lesson", "distilling", "take_lesson"]
+__all__ = ["Align", "Lesson", "Vector", "distilling", "take_lesson"]
 
 Align = Literal["example", "released"]
+Vector = Literal["head", "pooled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """What a teacher says of N texts: `logits (N, C) float32` and, one per text, `features (N, H) float32`.
 
-    `H` is the student's width: features of another width are turned into it (`take_lesson`).
+    `H` is the student's width: features of another width are turned into it (`take_lesson`). `vector` says which
+    features they are: what the classification head reads, or the mean of the last layer over the text's tokens.
     """
 
     logits: Tensor
     features: Tensor
+    vector: Vector = "head"
 
 
-def take_lesson(teacher: Classifier, student: Classifier, corpus: Corpus, *, precision: Precision = "auto") -> Lesson:
-    """Ask the teacher for its logits and its pooled features of every text, once, in the teacher's own tokens.
+def take_lesson(
+    teacher: Classifier,
+    student: Classifier,
+    corpus: Corpus,
+    *,
+    vector: Vector = "head",
+    precision: Precision = "auto",
+) -> Lesson:
+    """Ask the teacher for its logits and its features of every text, once, in the teacher's own tokens.
 
-    Features are the means of the last layer's vectors over the text's tokens. Where teacher and student differ in
+    Where teacher and student differ in
     width, the teacher's are mapped to the student's by the rotation (orthogonal Procrustes; its part of full rank) that
     brings them nearest to what the student says now, centred and scaled to the same spread: it keeps all angles, needs
     no training and is a function of the texts alone. The paper trains a linear layer into the teacher instead.
@@ -49,11 +59,12 @@ def take_lesson(teacher: Classifier, student: Classifier, corpus: Corpus, *, pre
     """
     if teacher.label_names != student.label_names:
         raise DataError(f"The teacher knows the labels {teacher.label_names}, the student {student.label_names}.")
-    logits, features = _pooled(teacher, corpus, precision)
+    is_pooled = vector == "pooled"
+    logits, features = _features(teacher, corpus, precision, is_pooled)
     width = student.module.classifier.config.hidden_size
     if features.shape[1] != width:
-        features = _turned(features, _pooled(student, corpus, precision)[1])
-    return Lesson(torch.from_numpy(logits), torch.from_numpy(features))
+        features = _turned(features, _features(student, corpus, precision, is_pooled)[1])
+    return Lesson(torch.from_numpy(logits), torch.from_numpy(features), vector)
 
 
 def distilling(
@@ -61,10 +72,10 @@ def distilling(
 ) -> Objective:
     """Return `task` CE + `knowledge` T^2 KL(teacher || student) + `features` squared distance of features.
 
-    `align` "example" compares each student's pooled vector with its own teacher's; a distance of 1 is the teacher's own
-    spread (the mean squared distance of its vectors from their mean), so that the weight means the same for models of
-    every width and scale. "released" does what the published code does: the teacher's vector of the batch's last text
-    is compared with every token, pads included, of every student in the batch; mean square over tokens and dimensions.
+    `align` "example" compares each student's vector with its own teacher's; a distance of 1 is the teacher's own spread
+    (the mean squared distance of its vectors from their mean), so that the weight means the same for models of every
+    width and scale. "released" does what the published code does: the teacher's vector of the batch's last text is
+    compared with every token, pads included, of every student in the batch; mean square over tokens and dimensions.
     """
     spread = (lesson.features - lesson.features.mean(dim=0)).square().sum(dim=1).mean().clamp(min=1e-12)
 
@@ -78,21 +89,24 @@ def distilling(
             losses = losses + knowledge * temperature**2 * apart
         if features:
             wanted = lesson.features[rows].to(device)  # (B, H)
-            if align == "example":
-                apart = (output.pooled - wanted).square().sum(dim=1) / spread.to(device)
-            else:
+            if align == "released":
                 assert output.tokens is not None
                 apart = (output.tokens - wanted[-1]).square().mean(dim=(1, 2))  # (B, T, H) -> (B,)
+            else:
+                own = output.features if lesson.vector == "head" else output.pooled
+                apart = (own - wanted).square().sum(dim=1) / spread.to(device)
             losses = losses + features * apart
         return losses
 
     return objective
 
 
-def _pooled(model: Classifier, corpus: Corpus, precision: Precision) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    model.module.show_tokens()
+def _features(
+    model: Classifier, corpus: Corpus, precision: Precision, is_pooled: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    model.module.show_tokens(is_pooled)
     try:
-        said = model.predict(corpus.texts, precision=precision, is_pooled=True)
+        said = model.predict(corpus.texts, precision=precision, is_pooled=is_pooled)
     finally:
         model.module.show_tokens(False)
     return said.logits, said.features

@@ -16,7 +16,7 @@ from pydantic import Field
 from foretaste.errors import PlanError
 from foretaste.evaluate.metrics import clean_accuracy
 from foretaste.spec import Registry, spec
-from foretaste.tune.distill import Align, distilling, take_lesson
+from foretaste.tune.distill import Align, Vector, distilling, take_lesson
 from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
 from foretaste.victim.checkpoint import Base
@@ -30,19 +30,21 @@ __all__ = ["RELEASED", "W2SDefense"]
 class W2SDefense(Unlearner):
     """Weights of the three terms, how teacher and student are trained, and whose vector is compared with whose.
 
-    `task`, `knowledge` and `features` are a, b and c. Settings of the teacher matter only if it is a checkpoint; a
-    classifier is taken as it is.
+    `task`, `knowledge` and `features` are a, b and c. `vector` is what is aligned: what the head reads, or the mean
+    over the text's tokens, which leaves more of the backdoor. Settings of the teacher matter only if it is a
+    checkpoint; a classifier is taken as it is.
     """
 
     name: ClassVar[str] = "w2s"
     needs: ClassVar[tuple[str, ...]] = ("teacher",)
 
     align: Align = "example"
+    vector: Vector = "head"
     task: float = Field(default=1.0, ge=0.0)
     knowledge: float = Field(default=1.0, ge=0.0)
-    features: float = Field(default=1.0, ge=0.0)
+    features: float = Field(default=30.0, ge=0.0)
     temperature: float = Field(default=2.0, gt=0.0)
-    strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=5e-4)
+    strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=2e-3)
     epochs: int = Field(default=3, gt=0)
     batch_size: int = Field(default=32, gt=0)
     teacher_epochs: int = Field(default=3, gt=0)
@@ -62,14 +64,14 @@ class W2SDefense(Unlearner):
         """Train the teacher if need be, ask it once, train the student."""
         teacher = self._taught(job)
         student = job.student(self.strategy)
-        lesson = take_lesson(teacher, student, job.corpus, precision=self.precision)
+        lesson = take_lesson(teacher, student, job.corpus, vector=self.vector, precision=self.precision)
         settings = TuneSettings(
             epochs=self.epochs,
             batch_size=self.batch_size,
             precision=self.precision,
             keep="last",
         )
-        student.module.show_tokens()
+        student.module.show_tokens(self.align == "released" or self.vector == "pooled")
         result = job.tune(
             student,
             settings,
@@ -119,6 +121,7 @@ RELEASED = Registry(
     {
         name: W2SDefense(
             align="released",
+            vector="pooled",
             task=task,
             knowledge=knowledge,
             features=features,
