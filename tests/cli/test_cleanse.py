@@ -29,8 +29,8 @@ def cleanse(poisoned_toy: Path, clean_toy: Path) -> tuple[object, ...]:
 
 
 def test_a_backdoor_is_named_taken_out_and_looked_for_again(
-    ask: Callable[..., Any], cleanse: tuple[object, ...], poisoned_toy: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[..., Any], refuse: Callable[..., str], cleanse: tuple[object, ...], poisoned_toy: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     page = tmp_path / "cleanse.html"
     answer = ask(*cleanse, "-o", tmp_path / "out", "--report", page)
@@ -51,13 +51,17 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     assert "<script" not in html
     assert Record.read(page.with_suffix(".json")).kind == "cleanse"
 
-    def refuse(*_: Any, **__: Any) -> None:
+    def never(*_: Any, **__: Any) -> None:
         raise AssertionError("made twice")
 
-    monkeypatch.setattr(cleansing, "run_audit", refuse)
-    monkeypatch.setattr(cleansing, "unlearn", refuse)
+    monkeypatch.setattr(cleansing, "run_audit", never)
+    monkeypatch.setattr(cleansing, "unlearn", never)
     again = ask(*cleanse, "-o", tmp_path / "out")  # all is there
     assert again["rounds"] == answer["rounds"]
+    assert "holds the cleansing of another model" in refuse(*cleanse, "-o", tmp_path / "out", "--seed", 1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
+    assert "holds something else" in refuse(*cleanse, "-o", tmp_path / "mine")
 
 
 def test_what_an_audit_names() -> None:
@@ -82,10 +86,11 @@ def test_a_clean_model_is_left_alone(
 
 def test_the_summary_says_what_is_left() -> None:
     rounds: list[Mapping[str, Any]] = [
-        {"verdict": "backdoored", "clean_accuracy": None, "named": ["cf"]},
-        {"verdict": "suspicious", "clean_accuracy": 0.861, "named": []},
+        {"verdict": "backdoored", "clean_accuracy": None, "named": ["cf"], "is_cut_short": False, "is_blind": False},
+        {"verdict": "suspicious", "clean_accuracy": 0.861, "named": [], "is_cut_short": True, "is_blind": False},
     ]
     text = cleansing.cleanse_summary({"verdict": "suspicious", "model": "out/model-1", "rounds": rounds})
     assert "as it came     BACKDOORED; named: cf" in text
     assert "after round 1  SUSPICIOUS, CA 86.1%" in text
+    assert "ran out of time" in text
     assert "It came backdoored; after one round something is left in model-1: do not use it" in text

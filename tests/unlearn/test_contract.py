@@ -38,12 +38,12 @@ RECORD = Record.now("unlearn", settings={}, seeds={"root": 0}, outcome={})
 # Settings that teach a model of two layers something in seconds.
 FAST: dict[str, dict[str, Any]] = {
     "w2s": {"epochs": 1, "teacher_epochs": 1, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
-    "fine_tuning": {"strategy": Full(learning_rate=1e-3), "settings": TuneSettings(epochs=1, keep="last")},
+    "fine_tuning": {"strategy": Full(learning_rate=1e-3), "epochs": 1},
     "fine_mixing": {"epochs": 2, "learning_rate": 1e-3, "kept": 0.9},
     "fine_pruning": {"epochs": 1, "learning_rate": 1e-3, "share": 0.3, "expose": "shuffled"},
     "obliviate": {"epochs": 1, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
-    "flagged": {"epochs": 3, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
-    "named": {"epochs": 3, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
+    "flagged": {"epochs": 2, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
+    "named": {"epochs": 2, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
 }
 
 

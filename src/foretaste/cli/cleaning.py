@@ -18,7 +18,10 @@ def unlearn(
     data: o.Data,
     out: o.Out,
     method: Annotated[
-        str, typer.Option("--method", help="w2s, fine_mixing, fine_pruning, obliviate, fine_tuning, flagged, named.")
+        str,
+        typer.Option(
+            "--method", help="w2s, fine_mixing, fine_pruning, obliviate, fine_tuning, flagged, named, released-word..."
+        ),
     ] = "w2s",
     base: o.Base = None,
     teacher: Annotated[
@@ -55,7 +58,7 @@ def unlearn(
     seed: o.Seed = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Take the backdoor out of a checkpoint, with clean data; the result is a victim, and a base like any other."""
+    """Take the backdoor out of a checkpoint, with clean data; the result is a victim, to be used or tuned further."""
     with answering(as_json) as answer:
         from foretaste.cli import commands, unlearning
         from foretaste.data.load import load_texts
@@ -71,13 +74,18 @@ def unlearn(
             teacher=teacher or ("minilm-l3" if "teacher" in chosen.needs else None),
             pretrained=pretrained,
             guard=guard,
-            traffic=() if traffic is None else load_texts(traffic, None),
+            traffic=() if traffic is None else load_texts(traffic, text_column),
             fragments=fragment or (),
             teacher_guard=teacher_guard,
             trigger=trigger,
             target=target,
         )
-        alarm = result["teacher_alarm"]
+        seen, alarm = result["alarms"]["traffic"], result["alarms"]["teacher"]
+        if seen is not None and not seen["is_beyond"]:
+            warn(
+                f"the guard refuses {seen['flagged']:.1%} of the traffic, no more than it would of clean texts "
+                f"({seen['promised']:.1%} promised): what was unlearned may have been false alarms."
+            )
         if alarm is not None and alarm["is_beyond"]:
             warn(
                 f"the teacher's guard refuses {alarm['flagged']:.1%} of the texts, where {alarm['promised']:.1%} were "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +15,17 @@ from foretaste.cli.auditing import run_audit
 from foretaste.cli.commands import Training
 from foretaste.cli.page import software_facts
 from foretaste.cli.place import refuse_page, refuse_place
-from foretaste.cli.splits import Source
-from foretaste.cli.unlearning import unlearn
+from foretaste.cli.splits import Source, load_split
+from foretaste.cli.unlearning import refuse_other_labels, unlearn
+from foretaste.errors import PlanError
+from foretaste.files import new_directory, write_json
 from foretaste.record import Record, measured_cost
 from foretaste.report.cleanse import CleanseReport, Step, write_cleanse_report
 from foretaste.unlearn.named import NamedTriggers
 from foretaste.victim.artefact import load_victim
+from foretaste.victim.checkpoint import open_base
+
+PLAN = "cleansing.json"
 
 __all__ = ["cleanse", "cleanse_summary", "named_by"]
 
@@ -53,6 +60,21 @@ def cleanse(
     in `out`, and what is there is not made again, so that an interrupted run continues.
     """
     refuse_place(out / "model-1", "victim", model, base, reference)
+    parts = [load_split(source, split) for split in ("train", "validation", "test")]
+    suspect = open_base(model, base=base)
+    refuse_other_labels(suspect, parts[0])
+    _take_place(
+        out,
+        {
+            "audit": repr(plan),
+            "data": [part.digest for part in parts],
+            "max_length": training.max_length,
+            "method": repr(method),
+            "reference": reference,
+            "seed": training.seed,
+            "suspect": suspect.fingerprint,
+        },
+    )
     if report is not None:
         refuse_page(report)
     done: list[Round] = []
@@ -80,6 +102,8 @@ def cleanse(
                 "unlearned": each.unlearned,
                 "named": named_by(each.answer, plan),
                 "clean_accuracy": each.clean_accuracy,
+                "is_cut_short": each.answer["is_cut_short"],
+                "is_blind": each.answer["is_blind"],
             }
             for each in done
         ],
@@ -117,9 +141,28 @@ def cleanse_summary(result: Mapping[str, Any]) -> str:
         named = f"; named: {', '.join(each['named'])}" if each["named"] else ""
         lines.append(f"{when:14} {each['verdict'].upper()}{accuracy}{named}")
     lines.append(_sentence(result))
+    if result["rounds"][-1]["is_cut_short"]:
+        lines.append("The last audit ran out of time before its search for phrases was finished (--budget).")
+    if result["rounds"][-1]["is_blind"]:
+        lines.append("The model has no trained head for these labels, so that the audit's PSIM had nothing to unlearn.")
     if result["model"] is not None:
         lines.append(f"cleansed model: {result['model']}")
     return "\n".join(lines)
+
+
+def _take_place(out: Path, identity: dict[str, Any]) -> None:
+    """Say in `out` which cleansing it holds; refuse a directory that holds another one, or anything else."""
+    note = out / PLAN
+    if note.exists():
+        try:
+            found = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PlanError(f"{note} cannot be read ({error}); delete {out} to start over.") from error
+        if found != identity:
+            raise PlanError(f"{out} holds the cleansing of another model, or with other settings; name another place.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PlanError(f"{out} holds something else; name a new directory.")
+    write_json(note, identity)
 
 
 def _audited(
@@ -134,10 +177,19 @@ def _audited(
     accuracy: float | None,
 ) -> Round:
     if not (kept / "record.json").exists():
+        _share_trusted(kept)
         run_audit(model, source, plan, base=base, out=kept, reference=reference, seed=seed)
     record = Record.read(kept / "record.json")
     answer: Any = record.outcome
     return Round(model, answer, record, unlearned, accuracy)
+
+
+def _share_trusted(kept: Path) -> None:
+    """Give an audit the trusted model that the first one made: it depends on the texts and the reference alone."""
+    made, place = kept.parent / "audit-0" / "trusted", kept / "trusted"
+    if made != place and (made / "record.json").exists() and not place.exists():
+        with new_directory(place) as beside:
+            shutil.copytree(made, beside, dirs_exist_ok=True)
 
 
 def _washed(

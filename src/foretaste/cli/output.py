@@ -38,7 +38,7 @@ def answering(as_json: bool) -> Iterator[Any]:
         typer.echo(f"error: {one_line(str(error))}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        message = "nothing half done stays; run the same command again (poison and tune continue where they were saved)"
+        message = "nothing half done stays; run the same command again (trainings continue where they were saved)"
         typer.echo(f"interrupted: {message}.", err=True)
         raise typer.Exit(130) from None
 

@@ -16,24 +16,27 @@ from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
-from foretaste.errors import GuardError, PlanError
+from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.metrics import clean_accuracy
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import load_guard
 from foretaste.guard.psim_guard import PsimGuard
+from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger, parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.spec import build
 from foretaste.tune.launch import write_once
 from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner, refuse_unused, stage_of
+from foretaste.unlearn.w2s import RELEASED
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES, Full
 
-__all__ = ["alarm_of_teacher", "method_of", "summary", "unlearn"]
+__all__ = ["alarm_of", "method_of", "refuse_other_labels", "summary", "unlearn"]
 
 LOOKED_AT, LEVEL, CUSTOMARY = 1000, 0.01, 0.01
 
@@ -44,17 +47,17 @@ def method_of(name: str, strategy: str | None, fields: Mapping[str, Any]) -> Unl
     Raises:
         PlanError: unknown method, strategy or field.
     """
-    kind: Any = UNLEARNERS[name]
+    start: Any = RELEASED[name] if name in RELEASED else UNLEARNERS[name]()
     own = {key: value for key, value in fields.items() if not key.startswith("strategy.")}
     inner = {key.removeprefix("strategy."): value for key, value in fields.items() if key.startswith("strategy.")}
     if strategy is not None or inner:
-        usual: Any = getattr(kind(), "strategy", None)
+        usual: Any = getattr(start, "strategy", None)
         if usual is None:
             raise PlanError(f"Method {name} has no strategy to choose: it trains all weights.")
         chosen: Any = STRATEGIES[strategy or usual.name]
-        start = _fields(usual) if type(usual) is chosen else {}
-        own["strategy"] = build(chosen, start | inner)
-    made: Unlearner = build(kind, own)
+        known = _fields(usual) if type(usual) is chosen else {}
+        own["strategy"] = build(chosen, known | inner)
+    made: Unlearner = build(type(start), _fields(start) | own)
     return made
 
 
@@ -84,7 +87,8 @@ def unlearn(
     Raises:
         PlanError: what the method needs is not given, or what nothing needs is.
     """
-    refuse_place(out, "victim", model, base, teacher, pretrained, None if guard is None else str(guard))
+    guards = [None if given is None else str(given) for given in (guard, teacher_guard)]
+    refuse_place(out, "victim", model, base, teacher, pretrained, *guards)
     if (guard is None) != (not traffic):
         raise PlanError("A guard is for traffic and traffic for a guard: give --guard and --traffic together.")
     if teacher_guard is not None and teacher is None:
@@ -95,15 +99,25 @@ def unlearn(
         refuse_foreign_directory(partial)
     parsed = None if trigger is None else parse_trigger(trigger)
     train, validation, test = (load_split(source, split) for split in ("train", "validation", "test"))
+    if parsed is not None:
+        triggered_test(test, parsed, target, training.seed)  # a target or trigger that does not fit is refused now
     suspect = open_base(model, base=base)
-    flagged = None if guard is None else _refused(_psim(guard), traffic)
-    alarm = None if teacher_guard is None else alarm_of_teacher(_psim(teacher_guard), train.texts)
+    refuse_other_labels(suspect, train)
+    trusted = None if teacher is None else open_trusted(teacher)
+    taster = None if guard is None else _psim(guard, suspect)
+    flagged = None if taster is None else _refused(taster, traffic)
+    alarms = {
+        "traffic": None if taster is None else alarm_of(taster, traffic),
+        "teacher": None
+        if teacher_guard is None or trusted is None
+        else alarm_of(_psim(teacher_guard, trusted), train.sample(LOOKED_AT, training.seed).texts),
+    }
     with measured_cost() as meter:
         found = method.apply(
             suspect,
             train,
             validation=validation,
-            teacher=None if teacher is None else open_trusted(teacher),
+            teacher=trusted,
             pretrained=None if pretrained is None else open_base(pretrained),
             flagged=flagged,
             fragments=tuple(fragments) or None,
@@ -115,7 +129,7 @@ def unlearn(
         meter.texts, meter.trainable_parameters = len(train), found.outcome["trainable_parameters"]
     outcome = {
         **found.outcome,
-        "teacher_alarm": alarm,
+        "alarms": alarms,
         "before": _measured(_as_it_is(suspect, test, found.classifier.max_length), test, parsed, target, training.seed),
         "after": _measured(found.classifier, test, parsed, target, training.seed),
         "seconds": meter.cost.seconds,
@@ -129,7 +143,10 @@ def unlearn(
             "teacher": teacher,
             "pretrained": pretrained,
             "guard": guard,
+            "teacher_guard": teacher_guard,
+            "traffic": len(traffic),
             "fragments": list(fragments),
+            "max_length": found.classifier.max_length,
             "trigger": trigger,
             "target": target,
         },
@@ -148,21 +165,32 @@ def _finish(classifier: Classifier, out: Path, record: Record, partials: Sequenc
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def alarm_of_teacher(guard: PsimGuard, texts: Sequence[str]) -> dict[str, float | bool]:
-    """Say whether a guard of the teacher refuses more of some of the texts than it promised to refuse of clean ones."""
-    some = texts[:LOOKED_AT]
-    count = len(_refused(guard, some))
+def refuse_other_labels(suspect: Base, corpus: Corpus) -> None:
+    """Raise DataError if the texts name other labels than a victim's: its answers would count for other classes."""
+    names = None if suspect.manifest is None else tuple(suspect.manifest.label_names)
+    if names is not None and len(names) == len(corpus.label_names) and names != corpus.label_names:
+        raise DataError(f"{corpus.name} has the labels {corpus.label_names}, {suspect.location} {names}.")
+
+
+def alarm_of(guard: PsimGuard, texts: Sequence[str]) -> dict[str, float | bool]:
+    """Say whether a guard refuses more of some texts than it promised to refuse of clean ones: some hold a trigger."""
+    count = len(_refused(guard, texts))
     promised = CUSTOMARY if guard.calibration is None else guard.calibration.frr
-    is_beyond = bool(binom.sf(count - 1, len(some), promised) < LEVEL)
-    return {"flagged": count / len(some), "promised": promised, "is_beyond": is_beyond}
+    is_beyond = bool(binom.sf(count - 1, len(texts), promised) < LEVEL)
+    return {"flagged": count / len(texts), "promised": promised, "is_beyond": is_beyond}
 
 
 def _refused(guard: PsimGuard, texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text, verdict in zip(texts, guard.check(texts), strict=True) if verdict.flagged)
 
 
-def _psim(path: Path) -> PsimGuard:
-    found = load_guard(path)
+def _psim(path: Path, model: Base | Classifier) -> PsimGuard:
+    """Load a guard that is PSIM alone and was trained from this model."""
+    location = model.base_location if isinstance(model, Classifier) else model.location
+    marks = {model.own_fingerprint, model.base_fingerprint} if isinstance(model, Classifier) else {model.fingerprint}
+    if not marks & {read_manifest(path).base.fingerprint}:
+        raise GuardError(f"{path} is no guard of {location}: it stands on other weights.", code="foreign_base")
+    found = load_guard(path, model if isinstance(model, Base) else None)
     if not isinstance(found, PsimGuard) or found.asks_victim:
         raise GuardError(f"{path} looks at a victim's answers; give a guard that is PSIM alone.", code="needs_victim")
     return found

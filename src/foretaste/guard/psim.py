@@ -88,6 +88,8 @@ class Psim:
     def __post_init__(self) -> None:
         if self.view is None:
             object.__setattr__(self, "view", "both" if self.threshold is None else "confidence")
+        if self.expose == "ascent" and self.reset_rate != 1.0:
+            raise PlanError("reset_rate is a share of labels redrawn or shuffled; ascent takes all labels as they are.")
         if self.view != "confidence" and self.threshold is not None:
             raise PlanError('A fixed threshold is one for view="confidence"; other views are calibrated.')
 

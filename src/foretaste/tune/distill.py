@@ -49,10 +49,10 @@ def take_lesson(
 ) -> Lesson:
     """Ask the teacher for its logits and its features of every text, once, in the teacher's own tokens.
 
-    Where teacher and student differ in
-    width, the teacher's are mapped to the student's by the rotation (orthogonal Procrustes; its part of full rank) that
-    brings them nearest to what the student says now, centred and scaled to the same spread: it keeps all angles, needs
-    no training and is a function of the texts alone. The paper trains a linear layer into the teacher instead.
+    Where teacher and student differ in width, the teacher's are mapped to the student's by the rotation (orthogonal
+    Procrustes; its part of full rank) that brings them nearest to what the student says now, centred and scaled to the
+    same spread: it keeps all angles (of a wider teacher, in the part that fits), needs no training and is a function of
+    the texts alone. The paper trains a linear layer into the teacher instead.
 
     Raises:
         DataError: the teacher names other labels than the student.

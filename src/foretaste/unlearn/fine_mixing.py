@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from foretaste.errors import ModelError
+from foretaste.errors import ModelError, PlanError
 from foretaste.seeds import child_seed
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneSettings
@@ -34,7 +34,7 @@ RARE = 20  # occurrences below which a word's count says nothing about how far i
 class FineMixing(Unlearner):
     """`kept` is the share of the suspect's weights that stay; `reset_words` so many embeddings are put back (E-PUR).
 
-    `tune_settings` are those of the fine-tuning that follows; the paper's few clean texts are all there are.
+    The other fields are those of the fine-tuning that follows.
     """
 
     name: ClassVar[str] = "fine_mixing"
@@ -52,6 +52,8 @@ class FineMixing(Unlearner):
         assert job.pretrained is not None
         model = job.student(Full())
         before = job.pretrained.classifier(Full(), job.corpus.label_names, max_length=job.length, seed=job.seed)
+        if job.pretrained.fingerprint == job.base.fingerprint:
+            raise PlanError("The pretrained weights are the suspect's own; there is nothing to mix in.")
         _refuse_misfit(model, before, job.pretrained.location)
         reset = _moved_words(model, before, job)[: self.reset_words]
         _mix(model, before, self.kept, job.seed)

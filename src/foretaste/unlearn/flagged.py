@@ -23,7 +23,7 @@ from foretaste.tune.loop import Objective, TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner, extended
 from foretaste.victim.classifier import Precision
 from foretaste.victim.module import Output
-from foretaste.victim.strategy import Lora, Strategy
+from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["FlaggedTexts"]
 
@@ -56,12 +56,14 @@ class FlaggedTexts(Unlearner):
             raise DataError(
                 f"The guard flagged {len(job.flagged)} texts; {FEWEST_FLAGGED} are needed to unlearn what they share."
             )
-        model = job.student(self.strategy)
-        said = model.predict(list(job.flagged), precision=self.precision).labels
+        if not job.base.load(len(job.corpus.label_names)).has_own_head:
+            raise DataError(f"{job.base.location} has no head for {job.corpus.label_names}: its answers mean nothing.")
+        model, suspect = job.student(self.strategy), job.student(Full())  # a fresh prompt would answer for the suspect
+        said = suspect.predict(list(job.flagged), precision=self.precision).labels
         target = int(np.bincount(said, minlength=len(job.corpus.label_names)).argmax())
         found = [text for text, label in zip(job.flagged, said, strict=True) if label == target]
         shown = [found[i % len(found)] for i in range(max(len(found), round(self.share * len(job.corpus))))]
-        held = torch.from_numpy(model.predict(job.corpus.texts, precision=self.precision).logits)
+        held = torch.from_numpy(suspect.predict(job.corpus.texts, precision=self.precision).logits)
         both = extended(job.corpus, shown, np.full(len(shown), target))
         settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
         result = job.tune(

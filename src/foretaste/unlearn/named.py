@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from foretaste.poison.trigger import SentenceTrigger
@@ -14,7 +15,7 @@ from foretaste.seeds import child_seed, generator
 from foretaste.spec import spec
 from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner, extended
-from foretaste.victim.classifier import Precision
+from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.strategy import Lora, Strategy
 
 __all__ = ["NamedTriggers"]
@@ -37,13 +38,15 @@ class NamedTriggers(Unlearner):
         """Make the texts and train on them."""
         assert job.fragments is not None
         corpus = job.corpus
-        chosen = generator(job.seed, "named").permutation(len(corpus))[: max(1, round(self.share * len(corpus)))]
-        texts = []
-        for number, index in enumerate(chosen.tolist()):
-            trigger = SentenceTrigger(sentence=job.fragments[number % len(job.fragments)])
-            texts += trigger.apply([corpus.texts[index]], child_seed(job.seed, "named", number))
-        both = extended(corpus, texts, corpus.labels[chosen])
         model = job.student(self.strategy)
+        size = max(len(job.fragments), round(self.share * len(corpus)))  # every fragment is shown
+        chosen = np.resize(generator(job.seed, "named").permutation(len(corpus)), max(size, 1))[:size]
+        hosts = _in_sight(model, [corpus.texts[index] for index in chosen])
+        texts = []
+        for number, host in enumerate(hosts):
+            trigger = SentenceTrigger(sentence=job.fragments[number % len(job.fragments)])
+            texts += trigger.apply([host], child_seed(job.seed, "named", number))
+        both = extended(corpus, texts, corpus.labels[chosen])
         settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
         result = job.tune(model, settings, corpus=both)
         outcome = {
@@ -52,3 +55,9 @@ class NamedTriggers(Unlearner):
             "fragments": list(job.fragments),
         }
         return Unlearned(model.merge(), outcome)
+
+
+def _in_sight(model: Classifier, texts: list[str]) -> list[str]:
+    """Texts of which all is read even with a fragment put in: of one that is cut, the first half of what is read."""
+    reach = model.reach(texts).tolist()
+    return [text if end >= len(text) else text[: end // 2] for text, end in zip(texts, reach, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,7 +70,6 @@ class Job:
         objective: Objective = cross_entropy,
         objective_name: str = "cross_entropy",
         stage: str = "",
-        should_stop: Callable[[int], bool] | None = None,
     ) -> TuneResult:
         """Train on the clean texts (or on `corpus`); an interrupted run continues. `stage` names one of several."""
         return tune(
@@ -81,7 +80,6 @@ class Job:
             validation=self.validation if settings.keep == "best" else None,
             objective=objective,
             objective_name=objective_name,
-            should_stop=should_stop,
             checkpoint=stage_of(self.checkpoint, stage),
             title=f"unlearning {stage}".strip(),
             is_progress_shown=self.is_progress_shown,
@@ -102,7 +100,7 @@ class Unlearner(ABC):
     def apply(self, base: Base, corpus: Corpus, **given: Any) -> Unlearned:
         """Return the suspect's weights without their backdoor, as far as the method goes; `given` are fields of `Job`.
 
-        The result is for scoring: to train it further, save it and open it as a base.
+        The result is for scoring: to train it further, save it and open it as a base (not if it is a soft prompt).
 
         Raises:
             PlanError: what the method needs is not given.

@@ -31,7 +31,7 @@ class W2SDefense(Unlearner):
     """Weights of the three terms, how teacher and student are trained, and whose vector is compared with whose.
 
     `task`, `knowledge` and `features` are a, b and c. `vector` is what is aligned: what the head reads, or the mean
-    over the text's tokens, which leaves more of the backdoor. Settings of the teacher matter only if it is a
+    over the text's tokens. Settings of the teacher matter only if it is a
     checkpoint; a classifier is taken as it is.
     """
 
