@@ -8,7 +8,8 @@ A cell is an attack, a method, a number of clean texts and a seed. The attack's 
 SynAttack on SST-2's paraphrases, full data knowledge) is washed with SST-2 training texts; what comes out is judged as
 it is, and once more after it was fine-tuned with each of LATER. The reference is `sound`: the same training without
 poison, tuned the same way. `--split validation` judges on the validation split, which is where settings are chosen;
-figures that are reported come from the test split.
+figures that are reported come from the test split. The guard in front, that of the method `flagged` and the audit of
+`named` see all clean texts, however few the method itself gets.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
 from foretaste.unlearn.fine_mixing import FineMixing
 from foretaste.unlearn.fine_pruning import FinePruning
 from foretaste.unlearn.fine_tuning import FineTuning
-from foretaste.unlearn.flagged import FlaggedTexts
+from foretaste.unlearn.flagged import FEWEST_FLAGGED, FlaggedTexts
 from foretaste.unlearn.named import NamedTriggers
 from foretaste.unlearn.obliviate import Obliviate
 from foretaste.unlearn.unlearner import Unlearner
@@ -128,6 +129,8 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
     outcome: dict[str, Any] = {}
     home = store / f"washed-{name}-{method.replace(', ', '-')}-{size}-{seed}"
     given = _given(store, base, name, unlearner, validation, trigger, seed)
+    if given.get("fragments") == [] or ("flagged" in given and len(given["flagged"]) < FEWEST_FLAGGED):
+        unlearner, outcome["washing"] = None, "nothing to do"  # nothing named, or next to nothing refused: left alone
     with measured_cost() as meter:
         if unlearner is None:
             washed = base.classifier(Full(), train.label_names, max_length=LENGTH, seed=seed)

@@ -25,7 +25,7 @@ from foretaste.victim.classifier import Precision
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full, Lora, Strategy
 
-__all__ = ["FlaggedTexts"]
+__all__ = ["FEWEST_FLAGGED", "FlaggedTexts"]
 
 FEWEST_FLAGGED = 10
 
