@@ -36,7 +36,8 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     answer = ask(*cleanse, "-o", tmp_path / "out", "--report", page)
     first, *others = answer["rounds"]
     assert first["verdict"] in ("suspicious", "backdoored")
-    assert {word for fragment in first["named"] for word in fragment.split()} <= TRIGGER
+    assert set(first["named"][0].split()) <= TRIGGER
+    assert len(TRIGGER & {word for fragment in first["named"] for word in fragment.split()}) >= 3
     assert others[0]["unlearned"] == first["named"]
     assert min(each["clean_accuracy"] for each in answer["rounds"]) > 0.7
     assert answer["model"] == others[-1]["model"]
