@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foretaste.cli.app import app
-from foretaste.cli.unlearning import alarm_of, method_of
+from foretaste.cli.unlearning import alarm_of, method_of, refused_by
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
 from foretaste.guard.artefact import load_psim
@@ -154,8 +154,9 @@ def test_a_teacher_whose_guard_refuses_too_much_is_suspected(toy_stack: Mapping[
     guard = load_psim(toy_stack["guard"])
     clean = toy_corpus("test").texts[:300]
     triggered = parse_trigger(TRIGGER).apply(clean[:60], 0)
-    assert alarm_of(guard, clean)["is_beyond"] is False
-    found = alarm_of(guard, [*clean[:240], *triggered])
+    mixed = [*clean[:240], *triggered]
+    assert alarm_of(guard, len(refused_by(guard, clean)), len(clean))["is_beyond"] is False
+    found = alarm_of(guard, len(refused_by(guard, mixed)), len(mixed))
     assert found["is_beyond"] is True
     assert 0.05 < found["flagged"] < 0.3
     assert found["promised"] == 0.01

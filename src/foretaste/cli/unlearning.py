@@ -36,7 +36,7 @@ from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES, Full
 
-__all__ = ["alarm_of", "method_of", "refuse_other_labels", "summary", "unlearn"]
+__all__ = ["alarm_of", "method_of", "refuse_other_labels", "refused_by", "summary", "unlearn"]
 
 LOOKED_AT, LEVEL, CUSTOMARY = 1000, 0.01, 0.01
 
@@ -105,13 +105,13 @@ def unlearn(
     refuse_other_labels(suspect, train)
     trusted = None if teacher is None else open_trusted(teacher)
     taster = None if guard is None else _psim(guard, suspect)
-    flagged = None if taster is None else _refused(taster, traffic)
-    alarms = {
-        "traffic": None if taster is None else alarm_of(taster, traffic),
-        "teacher": None
-        if teacher_guard is None or trusted is None
-        else alarm_of(_psim(teacher_guard, trusted), train.sample(LOOKED_AT, training.seed).texts),
-    }
+    flagged = None if taster is None else refused_by(taster, traffic)
+    alarms: dict[str, dict[str, float | bool] | None] = {"traffic": None, "teacher": None}
+    if taster is not None and flagged is not None:
+        alarms["traffic"] = alarm_of(taster, len(flagged), len(traffic))
+    if teacher_guard is not None and trusted is not None:
+        judge, some = _psim(teacher_guard, trusted), train.sample(LOOKED_AT, training.seed).texts
+        alarms["teacher"] = alarm_of(judge, len(refused_by(judge, some)), len(some))
     with measured_cost() as meter:
         found = method.apply(
             suspect,
@@ -172,15 +172,15 @@ def refuse_other_labels(suspect: Base, corpus: Corpus) -> None:
         raise DataError(f"{corpus.name} has the labels {corpus.label_names}, {suspect.location} {names}.")
 
 
-def alarm_of(guard: PsimGuard, texts: Sequence[str]) -> dict[str, float | bool]:
-    """Say whether a guard refuses more of some texts than it promised to refuse of clean ones: some hold a trigger."""
-    count = len(_refused(guard, texts))
+def alarm_of(guard: PsimGuard, count: int, total: int) -> dict[str, float | bool]:
+    """Say whether a guard that refuses so many texts refuses more than it promised of clean ones."""
     promised = CUSTOMARY if guard.calibration is None else guard.calibration.frr
-    is_beyond = bool(binom.sf(count - 1, len(texts), promised) < LEVEL)
-    return {"flagged": count / len(texts), "promised": promised, "is_beyond": is_beyond}
+    is_beyond = bool(binom.sf(count - 1, total, promised) < LEVEL)
+    return {"flagged": count / total, "promised": promised, "is_beyond": is_beyond}
 
 
-def _refused(guard: PsimGuard, texts: Sequence[str]) -> tuple[str, ...]:
+def refused_by(guard: PsimGuard, texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts that a guard refuses."""
     return tuple(text for text, verdict in zip(texts, guard.check(texts), strict=True) if verdict.flagged)
 
 

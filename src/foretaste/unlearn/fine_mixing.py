@@ -67,9 +67,7 @@ class FineMixing(Unlearner):
             keep="last",
         )
         result = job.tune(model, settings, objective_name=f"{self!r} of {job.pretrained.fingerprint}")
-        return Unlearned(
-            model, {"trainable_parameters": result.trainable_parameters, "steps": result.steps, "reset": len(reset)}
-        )
+        return Unlearned.of(model, result, reset=len(reset))
 
 
 def _mix(model: Classifier, before: Classifier, kept: float, seed: int) -> None:

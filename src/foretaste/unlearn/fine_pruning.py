@@ -71,13 +71,8 @@ class FinePruning(Unlearner):
         finally:
             for handle in kept:
                 handle.remove()
-        outcome = {
-            "trainable_parameters": result.trainable_parameters,
-            "steps": result.steps,
-            "neurons": sum(map(len, awake.values())),
-            "cut": sum(map(len, cut.values())),
-        }
-        return Unlearned(model, outcome)
+        neurons, gone = (sum(map(len, each.values())) for each in (awake, cut))
+        return Unlearned.of(model, result, neurons=neurons, cut=gone)
 
 
 def _narrows(model: Classifier) -> dict[str, Any]:

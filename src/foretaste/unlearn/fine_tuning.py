@@ -35,5 +35,4 @@ class FineTuning(Unlearner):
         model = job.student(self.strategy)
         settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision)
         result = job.tune(model, settings)
-        outcome = {"trainable_parameters": result.trainable_parameters, "steps": result.steps}
-        return Unlearned(model.merge(), outcome)
+        return Unlearned.of(model, result)

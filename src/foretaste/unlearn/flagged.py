@@ -69,14 +69,7 @@ class FlaggedTexts(Unlearner):
         result = job.tune(
             model, settings, corpus=both, objective=_pushing(held, self.push, self.hold), objective_name=repr(self)
         )
-        outcome = {
-            "trainable_parameters": result.trainable_parameters,
-            "steps": result.steps,
-            "flagged": len(job.flagged),
-            "used": len(found),
-            "target": target,
-        }
-        return Unlearned(model.merge(), outcome)
+        return Unlearned.of(model, result, flagged=len(job.flagged), used=len(found), target=target)
 
 
 def _pushing(held: Tensor, push: float, hold: float) -> Objective:

@@ -49,12 +49,7 @@ class NamedTriggers(Unlearner):
         both = extended(corpus, texts, corpus.labels[chosen])
         settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
         result = job.tune(model, settings, corpus=both)
-        outcome = {
-            "trainable_parameters": result.trainable_parameters,
-            "steps": result.steps,
-            "fragments": list(job.fragments),
-        }
-        return Unlearned(model.merge(), outcome)
+        return Unlearned.of(model, result, fragments=list(job.fragments))
 
 
 def _in_sight(model: Classifier, texts: list[str]) -> list[str]:

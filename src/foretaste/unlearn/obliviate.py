@@ -62,7 +62,7 @@ class Obliviate(Unlearner):
                 objective=_objective(_adapter(model), rows, self.amplify, self.flatten, self.longest),
                 objective_name=repr(self),
             )
-        return Unlearned(model.merge(), {"trainable_parameters": result.trainable_parameters, "steps": result.steps})
+        return Unlearned.of(model, result)
 
 
 def _adapter(model: Classifier) -> dict[str, Tensor]:

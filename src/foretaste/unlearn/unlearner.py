@@ -30,6 +30,12 @@ class Unlearned:
     classifier: Classifier
     outcome: dict[str, Any]
 
+    @classmethod
+    def of(cls, classifier: Classifier, result: TuneResult, **more: Any) -> Unlearned:
+        """Make one of a trained model, LoRA folded in, what its training took, and what else the method has to say."""
+        known = {"trainable_parameters": result.trainable_parameters, "steps": result.steps}
+        return cls(classifier.merge(), {**known, **more})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Job:

@@ -87,13 +87,7 @@ class W2SDefense(Unlearner):
             stage="student",
         )
         student.module.show_tokens(False)
-        outcome = {
-            "trainable_parameters": result.trainable_parameters,
-            "steps": result.steps,
-            "teacher": teacher.base_location,
-            "teacher_accuracy": _accuracy(teacher, job),
-        }
-        return Unlearned(student.merge(), outcome)
+        return Unlearned.of(student, result, teacher=teacher.base_location, teacher_accuracy=_accuracy(teacher, job))
 
     def _taught(self, job: Job) -> Classifier:
         assert job.teacher is not None
