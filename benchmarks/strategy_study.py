@@ -35,7 +35,7 @@ from foretaste.poison.trigger import parse_trigger
 from foretaste.victim.checkpoint import open_base
 
 STRATEGIES = ("lora", "prompt_tuning")
-DRAWS = (0, 1, 2)  # added to the base's seed, a hundred apart: labels, batches, adapter and split
+DRAWS = (0, 1, 2, 3, 4)  # added to the base's seed, a hundred apart: labels, batches, adapter and split
 FEWER, JUDGED = 4000, 872  # texts at most, training and validation, of the audit study's data sets
 FEWEST = 299  # that calibrate
 Scores = dict[str, NDArray[np.float64]]
@@ -84,11 +84,12 @@ def fit(base: Suspect, strategy: str, draw: int) -> Scores:
     return {name: guard.judge(guard.predict(corpus.texts)) for name, corpus in parts.items()}
 
 
-def run(store: Path, bases: dict[str, Suspect], part: int, parts: int) -> None:
+def run(store: Path, bases: dict[str, Suspect], part: int, parts: int, only: str) -> None:
     """Do every fit of this part that is not in the store; a dose that is not reached is written down as no scores."""
-    jobs = [(draw, strategy, name) for draw in DRAWS for strategy in STRATEGIES for name in bases]
+    jobs = [(name, strategy, draw) for draw in DRAWS for strategy in STRATEGIES for name in bases]
+    jobs = [job for job in jobs if re.search(only, "{}={}={}".format(*job))]
     store.mkdir(parents=True, exist_ok=True)
-    for draw, strategy, name in jobs[part::parts]:
+    for name, strategy, draw in jobs[part::parts]:
         out, start = store / f"{name}={strategy}={draw}.npz", time.monotonic()
         if out.exists():
             continue
@@ -140,12 +141,15 @@ def main() -> None:
     parser.add_argument("--adaptive", type=Path, default=Path("runs/adaptive-study"))
     parser.add_argument("--audit", type=Path, default=Path("runs/audit-study"))
     parser.add_argument("--part", default="0/1", help="i/n: every n-th fit, from the i-th on (default 0/1: all)")
+    parser.add_argument(
+        "--only", default="", help="fits whose name this pattern finds, as in 'task.*=prompt_tuning=[0-4]'"
+    )
     arguments = parser.parse_args()
     if arguments.action == "table":
         sys.stdout.write(table(arguments.store) + "\n")
         return
     part, parts = map(int, arguments.part.split("/"))
-    run(arguments.store, find_bases(arguments.psim, arguments.adaptive, arguments.audit), part, parts)
+    run(arguments.store, find_bases(arguments.psim, arguments.adaptive, arguments.audit), part, parts, arguments.only)
 
 
 if __name__ == "__main__":
