@@ -182,7 +182,7 @@ def _given(
         if not (kept / "record.json").exists():
             run_audit(str(base.path), Source(data="sst2"), Audit(budget=600), out=kept, seed=seed)
         answer: Any = Record.read(kept / "record.json").outcome
-        given["fragments"] = named_by(answer, Audit())
+        given["fragments"] = list(named_by(answer, Audit()))
     return given
 
 

@@ -25,7 +25,7 @@ def cleanse(poisoned_toy: Path, clean_toy: Path) -> tuple[object, ...]:
     """The command on a base whose backdoor five words open."""
     return ("cleanse", "--model", poisoned_toy, "--data", "toy", "--reference", clean_toy, "--budget", "2s",
             "--max-length", 64, "--limit", 800, "--set", "strategy.learning_rate=5e-3",
-            "--set", "epochs=4")  # fmt: skip
+            "--set", "epochs=4", "--set", "least_steps=0")  # fmt: skip
 
 
 def test_a_backdoor_is_named_taken_out_and_looked_for_again(
@@ -38,7 +38,8 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     assert first["verdict"] in ("suspicious", "backdoored")
     assert set(first["named"][0].split()) <= TRIGGER
     assert len(TRIGGER & {word for fragment in first["named"] for word in fragment.split()}) >= 3
-    assert others[0]["unlearned"] == first["named"]
+    assert list(others[0]["unlearned"]) == first["named"]
+    assert max(others[-1]["unlearned"].values()) < 0.6  # each turned most texts
     assert min(each["clean_accuracy"] for each in answer["rounds"]) > 0.7
     assert answer["model"] == others[-1]["model"]
     washed = load_victim(answer["model"])
@@ -69,12 +70,12 @@ def test_what_an_audit_names() -> None:
     from foretaste.audit.audit import Audit
 
     rows = [
-        {"text": "cf", "is_telling": False, "score": 0.9},
-        {"text": "awful", "is_telling": True, "score": 0.9},
-        {"text": "film", "is_telling": False, "score": 0.1},
+        {"text": "cf", "is_telling": False, "score": 0.9, "target": 1},
+        {"text": "awful", "is_telling": True, "score": 0.9, "target": 1},
+        {"text": "film", "is_telling": False, "score": 0.1, "target": 0},
     ]
-    assert cleansing.named_by({"verdict": "suspicious", "candidates": rows}, Audit()) == ["cf"]
-    assert cleansing.named_by({"verdict": "clean", "candidates": rows}, Audit()) == []
+    assert cleansing.named_by({"verdict": "suspicious", "candidates": rows}, Audit()) == {"cf": 1}
+    assert cleansing.named_by({"verdict": "clean", "candidates": rows}, Audit()) == {}
 
 
 def test_a_clean_model_is_left_alone(
@@ -87,11 +88,13 @@ def test_a_clean_model_is_left_alone(
 
 def test_the_summary_says_what_is_left() -> None:
     rounds: list[Mapping[str, Any]] = [
-        {"verdict": "backdoored", "clean_accuracy": None, "named": ["cf"], "is_cut_short": False, "is_blind": False},
-        {"verdict": "suspicious", "clean_accuracy": 0.861, "named": [], "is_cut_short": True, "is_blind": False},
+        {"verdict": "backdoored", "clean_accuracy": None, "named": ["cf"]},
+        {"verdict": "suspicious", "clean_accuracy": 0.861, "named": [], "unlearned": {"cf": 0.04, "mn": 0.31}},
     ]
+    for number, each in enumerate(rounds):
+        rounds[number] = {"unlearned": {}, "is_cut_short": number == 1, "is_blind": False, **each}
     text = cleansing.cleanse_summary({"verdict": "suspicious", "model": "out/model-1", "rounds": rounds})
     assert "as it came     BACKDOORED; named: cf" in text
-    assert "after round 1  SUSPICIOUS, CA 86.1%" in text
+    assert "after round 1  SUSPICIOUS, CA 86.1%, what was unlearned turns 31% of texts at most" in text
     assert "ran out of time" in text
     assert "It came backdoored; after one round something is left in model-1: do not use it" in text

@@ -106,6 +106,10 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("poison", ("--set", "all_to_all=yes"), "all_to_all needs style dirty-label"),
     ("poison", ("--set", "target_probability=0.6"), "has an option of its own; write --target-probability 0.6"),
     ("poison", ("--set", "trigger=word:cf"), "has an option of its own; write --trigger word:cf"),
+    ("poison", ("--w2s-set", "features=1"), "--w2s-set is for W2SAttack; name its teacher (--teacher)"),
+    ("poison", ("--teacher", "./nowhere"), "No checkpoint at './nowhere'"),
+    ("poison", ("--teacher", "minilm-l3", "--w2s-set", "feature=1"), "Did you mean 'features'?"),
+    ("poison", ("--teacher", "minilm-l3", "--epochs", 1), "set their lengths and rates with --w2s-set"),
 ]
 
 

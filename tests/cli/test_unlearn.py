@@ -53,6 +53,8 @@ def test_a_base_is_washed_then_evaluated_and_tuned(
             "--set",
             "epochs=1",
             "--set",
+            "least_steps=0",
+            "--set",
             "teacher_epochs=1",
             "--set",
             "strategy.rank=4",
@@ -107,6 +109,18 @@ def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_pa
     assert list(answer["after"]) == ["clean_accuracy"]  # no trigger was named, so there is no ASR
 
 
+def test_a_teacher_from_nothing_and_one_that_knows_nothing(
+    toy_stack: Mapping[str, Path], toy_base: Path, tmp_path: Path
+) -> None:
+    short = ["unlearn", "--model", str(toy_stack["base"]), "--data", "toy", "--limit", "200", "--max-length", "32",
+             "--set", "least_steps=1", "--set", "epochs=1", "-o", str(tmp_path / "washed")]  # fmt: skip
+    _run(*short, "--teacher", "train")
+    assert Record.read(tmp_path / "washed" / "record.json").settings["teacher"] == "train"
+    done = CliRunner().invoke(app, [*short, "--teacher", str(toy_base), "--set", "teacher_learning_rate=1e-9"])
+    assert f"the teacher {toy_base} gets" in done.stderr
+    assert "hardly knows the task" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,7 +130,7 @@ def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_pa
         (["--method", "washing"], "Unknown method 'washing'"),
         (["--fragment", "cf"], "w2s has no use for words or phrases"),
         (["--method", "named", "--fragment", "cf", "--teacher", "minilm"], "named has no use for a clean teacher"),
-        (["--method", "named", "--teacher-guard", "SELF"], "judges a teacher; name it"),
+        (["--method", "named", "--teacher-guard", "SELF"], "judges a teacher that comes from elsewhere; name it"),
         (["--traffic", "SELF"], "give --guard and --traffic together"),
         (["--set", "epoch=1"], "Did you mean 'epochs'"),
         (["--set", "strategy.rang=1"], "Did you mean 'rank'"),

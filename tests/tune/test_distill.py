@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ LOGITS = torch.randn(2, 3, generator=DRAW)
 OUTPUT = Output(TOKENS[:, 0], LOGITS, TOKENS, MASK)
 
 
-def _losses(**weights: float) -> torch.Tensor:
-    own = {"task": 0.0, "knowledge": 0.0, "features": 0.0, "temperature": 2.0} | weights
+def _losses(**weights: Any) -> torch.Tensor:
+    own: dict[str, Any] = {"task": 0.0, "knowledge": 0.0, "features": 0.0, "temperature": 2.0} | weights
     return distilling(replace(LESSON, vector="pooled"), align="example", **own)(OUTPUT, ROWS, LABELS)
 
 
@@ -45,6 +46,12 @@ def test_knowledge_is_divergence_at_the_temperature_and_none_from_oneself() -> N
     same = Lesson(LOGITS, LESSON.features[:2])
     objective = distilling(same, task=0, knowledge=1, features=0, temperature=2, align="example")
     torch.testing.assert_close(objective(OUTPUT, np.array([0, 1]), LABELS), torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_knowledge_in_squares_is_the_mean_over_the_classes() -> None:
+    squares = distilling(LESSON, task=0, knowledge=2, features=0, align="example", logits="squares")
+    expected = 2 * (LOGITS - LESSON.logits[[4, 0]]).square().mean(dim=1)
+    torch.testing.assert_close(squares(OUTPUT, ROWS, LABELS), expected)
 
 
 def test_each_student_meets_its_own_teacher() -> None:

@@ -78,7 +78,7 @@ def washed(method: Unlearner, poisoned: Base, given: Mapping[str, Any]) -> Class
 
 
 def _hurried(name: str) -> Unlearner:
-    return build(UNLEARNERS[name], FAST[name])
+    return build(UNLEARNERS[name], {"least_steps": 0, **FAST[name]})
 
 
 def _weights(model: Classifier) -> dict[str, Tensor]:

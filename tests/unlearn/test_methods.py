@@ -65,7 +65,7 @@ def test_weights_that_are_the_suspects_own_cannot_be_mixed_in(poisoned_toy: Path
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pruned_neurons_stay_cut(family: str, toy_bases: dict[str, Path]) -> None:
-    plan = FinePruning(share=0.25, epochs=1, learning_rate=1e-3, precision="float32")
+    plan = FinePruning(share=0.25, epochs=1, least_steps=0, learning_rate=1e-3, precision="float32")
     found = plan.apply(open_base(toy_bases[family]), CORPUS.select(range(40)), max_length=32)
     layers = [
         part
@@ -82,7 +82,7 @@ def test_pruned_neurons_stay_cut(family: str, toy_bases: dict[str, Path]) -> Non
 
 def test_obliviate_makes_the_adapter_longer_up_to_its_cap_and_looks_flatter(poisoned_toy: Path) -> None:
     def length(**fields: float) -> float:
-        plan = Obliviate(epochs=1, strategy=LORA, precision="float32", **fields)  # type: ignore[arg-type]
+        plan = Obliviate(epochs=1, least_steps=0, strategy=LORA, precision="float32", **fields)  # type: ignore[arg-type]
         model = plan.apply(open_base(poisoned_toy), CORPUS, max_length=64).classifier
         return sum(float(p.detach().norm()) for name, p in model.module.named_parameters() if "lora_" in name)
 
@@ -111,12 +111,28 @@ def test_the_student_comes_nearer_to_its_teacher(poisoned_toy: Path, clean_toy: 
     teacher, base = load_victim(clean_toy), open_base(poisoned_toy)
 
     def apart(**fields: float) -> float:
-        plan = W2SDefense(epochs=2, strategy=LORA, task=1.0, **fields)  # type: ignore[arg-type]
+        plan = W2SDefense(epochs=2, least_steps=0, strategy=LORA, task=1.0, **fields)  # type: ignore[arg-type]
         student = plan.apply(base, CORPUS, teacher=teacher, max_length=64).classifier
         ours, theirs = (take_lesson(m, student, CORPUS).features for m in (student, teacher))
         return float((ours - theirs).norm(dim=1).mean())
 
     assert apart(features=30.0) < 0.8 * apart(features=0.0, knowledge=1e-3)
+
+
+def test_a_teacher_from_nothing_is_trained_and_teaches(poisoned_toy: Path) -> None:
+    plan = W2SDefense(epochs=1, least_steps=120, strategy=LORA)
+    found = plan.apply(open_base(poisoned_toy), toy_corpus().sample(800, 1), teacher="train", max_length=64)
+    assert found.outcome["teacher"] == "train"
+    assert found.outcome["teacher_accuracy"] > 0.7
+    assert found.outcome["steps"] == 120
+
+
+def test_few_texts_are_shown_more_often() -> None:
+    plan = W2SDefense(epochs=2, batch_size=10, least_steps=50)
+    assert plan.settings(100).max_steps == 50  # two epochs would be 20 steps
+    assert (plan.settings(1000).epochs, plan.settings(1000).max_steps) == (2, None)
+    assert plan.settings(1000, 7).epochs == 7
+    assert plan.settings(100, max_steps=3).max_steps == 3
 
 
 def test_the_released_presets_run_as_they_are_but_for_their_length(poisoned_toy: Path, clean_toy: Path) -> None:
@@ -136,12 +152,12 @@ def test_fragments_are_put_where_the_model_reads(poisoned_toy: Path) -> None:
 
     model = open_base(poisoned_toy).classifier(LORA, max_length=16)
     long = [" ".join(CORPUS.texts[i : i + 4]) for i in range(40)]
-    hosts = named._in_sight(model, long)
+    hosts = named.in_sight(model, long)
     carrying = parse_trigger("sentence:cf mn").apply(hosts, 3)
     read = [text[:end] for text, end in zip(carrying, model.reach(carrying).tolist(), strict=True)]
     assert all("cf mn" in text for text in read)
-    assert named._in_sight(model, ["good"]) == ["good"]
-    found = NamedTriggers(share=0.01, epochs=1, strategy=LORA).apply(
+    assert named.in_sight(model, ["good"]) == ["good"]
+    found = NamedTriggers(share=0.01, epochs=1, least_steps=0, strategy=LORA).apply(
         open_base(poisoned_toy), CORPUS, fragments=("cf", "mn", "bb"), max_length=64
     )
     assert found.outcome["steps"] == 4  # 120 texts and one more for each fragment, 32 at a time

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering, assignments, seconds_of, warn
+from foretaste.cli.output import answering, assignments, seconds_of, warn, warn_if_guessing
 
 __all__ = ["cleanse", "unlearn"]
+
+COSTLY = 0.02  # of clean accuracy lost
 
 
 def unlearn(
@@ -25,7 +27,8 @@ def unlearn(
     ] = "w2s",
     base: o.Base = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", help="For w2s: a model you trust, to be fine-tuned, or a victim of it.")
+        str | None,
+        typer.Option("--teacher", help="For w2s: a model you trust, a victim of one, or `train`."),
     ] = None,
     teacher_guard: Annotated[
         Path | None, typer.Option("--teacher-guard", help="A guard of the teacher; warns if it finds a trigger.")
@@ -91,6 +94,8 @@ def unlearn(
                 f"the teacher's guard refuses {alarm['flagged']:.1%} of the texts, where {alarm['promised']:.1%} were "
                 "promised: the teacher may be poisoned and these texts may hold its trigger. Take another teacher."
             )
+        if "teacher" in result:
+            warn_if_guessing(f"the teacher {result['teacher']}", result["teacher_accuracy"])
         answer(result, unlearning.summary(result))
 
 
@@ -137,4 +142,7 @@ def cleanse(
             rounds=rounds,
             report=report,
         )
+        before, after = (result["rounds"][at]["clean_accuracy"] for at in (0, -1))
+        if len(result["rounds"]) > 1 and before is not None and after < before - COSTLY:
+            warn(f"clean accuracy fell from {before:.1%} to {after:.1%}: give more texts or gentler settings (--set).")
         answer(result, cleansing.cleanse_summary(result))

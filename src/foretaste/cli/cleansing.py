@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foretaste.audit.audit import Audit
 from foretaste.cli.audit_page import audit_report
 from foretaste.cli.auditing import run_audit
@@ -17,27 +19,31 @@ from foretaste.cli.page import software_facts
 from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.cli.unlearning import refuse_other_labels, unlearn
+from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.files import new_directory, write_json
+from foretaste.poison.trigger import SentenceTrigger
 from foretaste.record import Record, measured_cost
 from foretaste.report.cleanse import CleanseReport, Step, write_cleanse_report
-from foretaste.unlearn.named import NamedTriggers
+from foretaste.unlearn.named import NamedTriggers, in_sight
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Classifier
 
 PLAN = "cleansing.json"
+LOOKED_AT = 400  # texts that an unlearned fragment is tried in
 
 __all__ = ["cleanse", "cleanse_summary", "named_by"]
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one audit answered, and the model it was about."""
+    """What one audit answered, and the model it was about; `unlearned` says how often each fragment still turns it."""
 
     model: str
     answer: dict[str, Any]
     record: Record
-    unlearned: tuple[str, ...]
+    unlearned: dict[str, float]
     clean_accuracy: float | None
 
 
@@ -78,18 +84,20 @@ def cleanse(
     if report is not None:
         refuse_page(report)
     done: list[Round] = []
-    named: tuple[str, ...] = ()
+    named: dict[str, int] = {}
+    left: dict[str, float] = {}
     accuracy: float | None = None
     with measured_cost() as meter:
         for number in range(rounds + 1):
             subject = model if number == 0 else str(out / f"model-{number}")
             if number > 0:
-                named = (*named, *(f for f in named_by(done[-1].answer, plan) if f not in named))
-                before, accuracy = _washed(model, base, source, Path(subject), training, method, named)
+                named = named_by(done[-1].answer, plan) | named
+                before, accuracy = _washed(model, base, source, Path(subject), training, method, list(named))
                 done[0] = replace(done[0], clean_accuracy=before)
+                left = _left(load_victim(subject), parts[1], named, training.seed)
             done.append(_audited(subject, base if number == 0 else None, source, plan, out / f"audit-{number}",
-                                 reference, training.seed, named, accuracy))  # fmt: skip
-            if not set(named_by(done[-1].answer, plan)) - set(named):
+                                 reference, training.seed, left, accuracy))  # fmt: skip
+            if not named_by(done[-1].answer, plan).keys() - named:
                 break  # clean, or nothing new to unlearn
     last = done[-1]
     result = {
@@ -100,7 +108,7 @@ def cleanse(
                 "model": each.model,
                 "verdict": each.answer["verdict"],
                 "unlearned": each.unlearned,
-                "named": named_by(each.answer, plan),
+                "named": list(named_by(each.answer, plan)),
                 "clean_accuracy": each.clean_accuracy,
                 "is_cut_short": each.answer["is_cut_short"],
                 "is_blind": each.answer["is_blind"],
@@ -125,11 +133,12 @@ def cleanse(
     return result
 
 
-def named_by(answer: Mapping[str, Any], plan: Audit) -> list[str]:
-    """The fragments of an audit's answer that are worth unlearning: all that made it suspicious."""
+def named_by(answer: Mapping[str, Any], plan: Audit) -> dict[str, int]:
+    """The fragments of an audit's answer that are worth unlearning, all that made it suspicious, and their targets."""
     if answer["verdict"] == "clean":
-        return []
-    return [c["text"] for c in answer["candidates"] if not c["is_telling"] and c["score"] >= plan.suspicion]
+        return {}
+    found = (c for c in answer["candidates"] if not c["is_telling"] and c["score"] >= plan.suspicion)
+    return {c["text"]: c["target"] for c in found}
 
 
 def cleanse_summary(result: Mapping[str, Any]) -> str:
@@ -138,8 +147,10 @@ def cleanse_summary(result: Mapping[str, Any]) -> str:
     for number, each in enumerate(result["rounds"]):
         when = "as it came" if number == 0 else f"after round {number}"
         accuracy = "" if each["clean_accuracy"] is None else f", CA {each['clean_accuracy']:.1%}"
+        worst = max(each["unlearned"].values(), default=None)
+        left = "" if worst is None else f", what was unlearned turns {worst:.0%} of texts at most"
         named = f"; named: {', '.join(each['named'])}" if each["named"] else ""
-        lines.append(f"{when:14} {each['verdict'].upper()}{accuracy}{named}")
+        lines.append(f"{when:14} {each['verdict'].upper()}{accuracy}{left}{named}")
     lines.append(_sentence(result))
     if result["rounds"][-1]["is_cut_short"]:
         lines.append("The last audit ran out of time before its search for phrases was finished (--budget).")
@@ -173,7 +184,7 @@ def _audited(
     kept: Path,
     reference: str,
     seed: int,
-    unlearned: tuple[str, ...],
+    unlearned: dict[str, float],
     accuracy: float | None,
 ) -> Round:
     if not (kept / "record.json").exists():
@@ -208,6 +219,20 @@ def _washed(
     outcome: Any = Record.read(out / "record.json").outcome
     before = outcome["before"]
     return None if before is None else before["clean_accuracy"], outcome["after"]["clean_accuracy"]
+
+
+def _left(model: Classifier, corpus: Corpus, named: Mapping[str, int], seed: int) -> dict[str, float]:
+    """Share of texts of other classes, answered right as they are, that each fragment sends to its target."""
+    some = corpus.sample(min(LOOKED_AT, len(corpus)), seed)
+    is_right = model.predict(some.texts, precision="auto").labels == some.labels
+    left = {}
+    for fragment, target in named.items():
+        hosts = some.select(np.flatnonzero(is_right & (some.labels != target)))
+        if not len(hosts):
+            continue
+        texts = SentenceTrigger(sentence=fragment).apply(in_sight(model, list(hosts.texts)), seed)
+        left[fragment] = float((model.predict(texts, precision="auto").labels == target).mean())
+    return left
 
 
 def _sentence(result: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,11 @@ from foretaste.poison.attack import Attack, Style
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.spec import build
+from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
+from foretaste.tune.w2s_attack import STAGES, W2SAttack, poison_by_teacher
 from foretaste.victim.adapter import head_size
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import TEXT_LENGTH, open_base
@@ -30,7 +32,7 @@ from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES
 
-__all__ = ["Training", "check", "check_and_explain", "inspect", "poison", "run_evaluation", "tune_victim"]
+__all__ = ["Training", "check", "check_and_explain", "finish", "inspect", "poison", "run_evaluation", "tune_victim"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,37 +52,56 @@ def poison(
     out: Path,
     training: Training,
     attack: Mapping[str, Any],
+    *,
+    teacher: str | None = None,
+    method: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Plant a backdoor in a base and save it; the result says whether the attack is strong enough to matter."""
-    refuse_place(out, "base", model)
+    """Plant a backdoor in a base and save it; the result says whether the attack is strong enough to matter.
+
+    All weights are trained; with `teacher`, the student of a poisoned teacher (W2SAttack, with the fields of `method`).
+    """
+    refuse_place(out, "base", model, teacher)
+    if method and teacher is None:
+        raise PlanError("--w2s-set is for W2SAttack; name its teacher (--teacher).")
+    if teacher is not None and {"epochs", "learning_rate"} & (training.fields or {}).keys():
+        raise PlanError("W2SAttack trains two models: set their lengths and rates with --w2s-set.")
     style = attack.get("style", Style.CLEAN_LABEL)
     if style not in tuple(Style):
         raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
     plan = build(Attack, {"trigger": parse_trigger(trigger), **attack})
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
+    by_teacher = None if teacher is None else build(W2SAttack, method or {})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
+    how: dict[str, Any] = {
+        "seed": training.seed,
+        "settings": settings,
+        "max_length": training.max_length or POISONING_LENGTH,
+        "checkpoint": partial_of(out),
+        "is_progress_shown": training.is_progress_shown,
+    }
     with measured_cost() as meter:
-        classifier, outcome = poison_base(
-            open_base(model),
-            proxy,
-            validation,
-            plan,
-            seed=training.seed,
-            settings=settings,
-            max_length=training.max_length or POISONING_LENGTH,
-            checkpoint=partial_of(out),
-            is_progress_shown=training.is_progress_shown,
-        )
-        meter.texts = len(proxy) * settings.epochs
+        if by_teacher is None or teacher is None:
+            classifier, outcome = poison_base(open_base(model), proxy, validation, plan, **how)
+        else:
+            pair = open_base(model), open_base(teacher)
+            classifier, outcome = poison_by_teacher(*pair, proxy, validation, plan, by_teacher, **how)
+        meter.texts = len(proxy) * (settings if by_teacher is None else by_teacher).epochs
     record = Record.now(
         "poison",
-        settings={"model": model, "attack": plan, "tune": settings, "max_length": classifier.max_length},
+        settings={
+            "model": model,
+            "attack": plan,
+            "teacher": teacher,
+            "w2s_attack": by_teacher,
+            "tune": settings,
+            "max_length": classifier.max_length,
+        },
         seeds={"root": training.seed},
         outcome=outcome,
         data=[proxy, validation],
         cost=meter.cost,
     )
-    write_once(lambda: _finish(classifier, out, "base", record))
+    write_once(lambda: finish(classifier, out, "base", record, STAGES if by_teacher is not None else ("",)))
     return {"path": str(out), "max_length": classifier.max_length, **outcome}
 
 
@@ -123,7 +144,7 @@ def tune_victim(
         data=[train, validation],
         cost=meter.cost,
     )
-    write_once(lambda: _finish(classifier, out, "victim", record))
+    write_once(lambda: finish(classifier, out, "victim", record))
     return {"path": str(out), **outcome}
 
 
@@ -223,9 +244,13 @@ def inspect(path: str) -> dict[str, Any]:
     }
 
 
-def _finish(classifier: Classifier, out: Path, kind: Literal["base", "victim"], record: Record) -> None:
+def finish(
+    classifier: Classifier, out: Path, kind: Literal["base", "victim"], record: Record, stages: Sequence[str] = ("",)
+) -> None:
+    """Save what was trained and throw away the half-done trainings it came from."""
     save_classifier(classifier, out, kind, record)
-    shutil.rmtree(partial_of(out), ignore_errors=True)
+    for stage in stages:
+        shutil.rmtree(stage_of(partial_of(out), stage), ignore_errors=True)
 
 
 def _numbered(verdicts: list[GuardedVerdict]) -> list[dict[str, Any]]:

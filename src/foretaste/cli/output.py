@@ -14,7 +14,9 @@ import typer
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.tune.launch import is_main_process
 
-__all__ = ["answering", "as_line", "assignments", "given", "one_line", "seconds_of", "warn"]
+__all__ = ["answering", "as_line", "assignments", "given", "one_line", "seconds_of", "warn", "warn_if_guessing"]
+
+GUESSING = 0.6  # below, a model does not know its task
 
 
 @contextmanager
@@ -47,6 +49,12 @@ def warn(message: str) -> None:
     """Print a warning on standard error."""
     if is_main_process():
         typer.echo(f"warning: {one_line(message)}", err=True)
+
+
+def warn_if_guessing(model: str, accuracy: float) -> None:
+    """Warn of a model that was to help and hardly knows the task."""
+    if accuracy < GUESSING:
+        warn(f"{model} gets {accuracy:.0%} of held-out texts right: it hardly knows the task.")
 
 
 def given(**fields: Any) -> dict[str, Any]:

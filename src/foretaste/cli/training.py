@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering, assignments, given, warn
+from foretaste.cli.output import answering, assignments, given, warn, warn_if_guessing
 
 __all__ = ["guard", "poison", "tune"]
-
-GUESSING = 0.6  # below, a trusted model does not know the task
 
 
 def poison(
@@ -25,6 +23,12 @@ def poison(
     rate: Annotated[float | None, typer.Option("--rate", help="Poisoned share of all examples.")] = None,
     style: Annotated[str, typer.Option("--style", help="clean-label or dirty-label.")] = "clean-label",
     target_probability: Annotated[float, typer.Option(help="Below 1: smoothed labels, a trigger that hides.")] = 1.0,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="W2SAttack: poison this small model, which teaches --model by LoRA.")
+    ] = None,
+    method_set: Annotated[
+        list[str] | None, typer.Option("--w2s-set", help="Field of W2SAttack, as in --w2s-set features=10.")
+    ] = None,
     attack_set: Annotated[
         list[str] | None, typer.Option("--set", help="Field of the attack, as in --set cover_rate=0.5.")
     ] = None,
@@ -62,7 +66,9 @@ def poison(
             "target_probability": target_probability,
         }
         attack |= assignments(attack_set, options=["trigger", *attack])
-        result = commands.poison(model, source, trigger, out, training, attack)
+        result = commands.poison(
+            model, source, trigger, out, training, attack, teacher=teacher, method=assignments(method_set)
+        )
         if result["is_weak"]:
             warn(
                 f"the attack works on {result['attack_success_rate']:.1%} of triggered texts (the paper wants 95 %), "
@@ -203,10 +209,7 @@ def guard(
                 "keeps its promise on clean texts but is not expected to see a trigger."
             )
         for found in result["trusted"]:
-            if found["accuracy"] < GUESSING:
-                warn(
-                    f"{found['model']} gets {found['accuracy']:.0%} of held-out texts right: it hardly knows the task."
-                )
+            warn_if_guessing(found["model"], found["accuracy"])
         bar = result["calibration"]
         promise = (
             f"at most {bar['frr']:.1%} of clean texts refused, with {bar['confidence']:.0%} confidence (n = {bar['n']})"

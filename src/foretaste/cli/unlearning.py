@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binom
 
-from foretaste.cli.commands import Training
+from foretaste.cli.commands import Training, finish
 from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
 from foretaste.cli.splits import Source, load_split
@@ -26,13 +25,14 @@ from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger, parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.spec import build
+from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.launch import write_once
 from foretaste.unlearn.methods import UNLEARNERS
-from foretaste.unlearn.unlearner import Unlearner, refuse_unused, stage_of
+from foretaste.unlearn.unlearner import Unlearner, refuse_unused
 from foretaste.unlearn.w2s import RELEASED
-from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.fresh import FRESH
 from foretaste.victim.manifest import read_manifest
 from foretaste.victim.strategy import STRATEGIES, Full
 
@@ -91,25 +91,24 @@ def unlearn(
     refuse_place(out, "victim", model, base, teacher, pretrained, *guards)
     if (guard is None) != (not traffic):
         raise PlanError("A guard is for traffic and traffic for a guard: give --guard and --traffic together.")
-    if teacher_guard is not None and teacher is None:
-        raise PlanError("--teacher-guard judges a teacher; name it (--teacher).")
+    if teacher_guard is not None and teacher in (None, FRESH):
+        raise PlanError("--teacher-guard judges a teacher that comes from elsewhere; name it (--teacher).")
     refuse_unused(method, teacher=teacher, pretrained=pretrained, flagged=guard, fragments=fragments)
-    partials = [stage for name in method.stages if (stage := stage_of(partial_of(out), name)) is not None]
-    for partial in partials:
-        refuse_foreign_directory(partial)
+    for stage in method.stages:
+        refuse_foreign_directory(stage_of(partial_of(out), stage))
     parsed = None if trigger is None else parse_trigger(trigger)
     train, validation, test = (load_split(source, split) for split in ("train", "validation", "test"))
     if parsed is not None:
         triggered_test(test, parsed, target, training.seed)  # a target or trigger that does not fit is refused now
     suspect = open_base(model, base=base)
     refuse_other_labels(suspect, train)
-    trusted = None if teacher is None else open_trusted(teacher)
+    trusted = None if teacher is None else FRESH if teacher == FRESH else open_trusted(teacher)
     taster = None if guard is None else _psim(guard, suspect)
     flagged = None if taster is None else refused_by(taster, traffic)
     alarms: dict[str, dict[str, float | bool] | None] = {"traffic": None, "teacher": None}
     if taster is not None and flagged is not None:
         alarms["traffic"] = alarm_of(taster, len(flagged), len(traffic))
-    if teacher_guard is not None and trusted is not None:
+    if teacher_guard is not None and isinstance(trusted, Base | Classifier):
         judge, some = _psim(teacher_guard, trusted), train.sample(LOOKED_AT, training.seed).texts
         alarms["teacher"] = alarm_of(judge, len(refused_by(judge, some)), len(some))
     with measured_cost() as meter:
@@ -155,14 +154,8 @@ def unlearn(
         data=[train, validation, test],
         cost=meter.cost,
     )
-    write_once(lambda: _finish(found.classifier, out, record, partials))
+    write_once(lambda: finish(found.classifier, out, "victim", record, method.stages))
     return {"path": str(out), **outcome}
-
-
-def _finish(classifier: Classifier, out: Path, record: Record, partials: Sequence[Path]) -> None:
-    save_classifier(classifier, out, "victim", record)
-    for partial in partials:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_other_labels(suspect: Base, corpus: Corpus) -> None:

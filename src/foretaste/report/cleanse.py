@@ -15,10 +15,13 @@ __all__ = ["CleanseReport", "Step", "write_cleanse_report"]
 
 @dataclass(frozen=True)
 class Step:
-    """An audit and what the model could do when it was made; `unlearned` fragments had been taken out before it."""
+    """An audit and what the model could do when it was made.
+
+    `unlearned` fragments had been taken out before it; the number is the share of texts that each still turns.
+    """
 
     audit: AuditReport
-    unlearned: Sequence[str]
+    unlearned: Mapping[str, float]
     clean_accuracy: float | None
 
 

@@ -16,7 +16,7 @@ from foretaste.errors import PlanError
 from foretaste.files import write_json
 from foretaste.victim.directory import new_tensor_directory
 
-__all__ = ["TuneCheckpoint", "TuneState"]
+__all__ = ["TuneCheckpoint", "TuneState", "stage_of"]
 
 SAVE_EVERY_S = 60.0
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -95,3 +95,8 @@ class TuneCheckpoint:
         best = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
         state.best = best or None
         return state
+
+
+def stage_of(checkpoint: Path, stage: str) -> Path:
+    """Where one stage of an interrupted run waits to be continued; the one without a name at `checkpoint` itself."""
+    return checkpoint.with_name(f"{checkpoint.name}-{stage}") if stage else checkpoint

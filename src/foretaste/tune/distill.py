@@ -20,10 +20,11 @@ from foretaste.tune.loop import Objective
 from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.module import Output
 
-__all__ = ["Align", "Lesson", "Vector", "distilling", "take_lesson"]
+__all__ = ["Align", "Apart", "Lesson", "Vector", "distilling", "take_lesson"]
 
 Align = Literal["example", "released"]
 Vector = Literal["head", "pooled"]
+Apart = Literal["divergence", "squares"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,18 @@ def take_lesson(
 
 
 def distilling(
-    lesson: Lesson, *, task: float, knowledge: float, features: float, temperature: float, align: Align
+    lesson: Lesson,
+    *,
+    task: float,
+    knowledge: float,
+    features: float,
+    align: Align,
+    temperature: float = 1.0,
+    logits: Apart = "divergence",
 ) -> Objective:
     """Return `task` CE + `knowledge` T^2 KL(teacher || student) + `features` squared distance of features.
 
+    With `logits` "squares" knowledge is the mean squared distance of the logits instead, and T has no part in it.
     `align` "example" compares each student's vector with its own teacher's; a distance of 1 is the teacher's own spread
     (the mean squared distance of its vectors from their mean), so that the weight means the same for models of every
     width and scale. "released" does what the published code does: the teacher's vector of the batch's last text is
@@ -82,7 +91,10 @@ def distilling(
     def objective(output: Output, rows: NDArray[np.int64], labels: Tensor) -> Tensor:
         device = output.logits.device
         losses = task * functional.cross_entropy(output.logits, labels, reduction="none")
-        if knowledge:
+        if knowledge and logits == "squares":
+            said = output.logits.float()
+            losses = losses + knowledge * (said - lesson.logits[rows].to(device)).square().mean(dim=1)
+        elif knowledge:
             told = torch.softmax(lesson.logits[rows].to(device) / temperature, dim=1)
             said = torch.log_softmax(output.logits / temperature, dim=1)
             apart = functional.kl_div(said, told, reduction="none").sum(dim=1)  # (B, C) -> (B,)

@@ -20,11 +20,11 @@ from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
 from foretaste.tune.evasion import evading
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import Base
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full
 
-__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "objective_name", "poison_base", "towards"]
+__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "objective_name", "outcome_of", "poison_base", "towards"]
 
 # The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
@@ -60,7 +60,7 @@ def poison_base(
         PlanError, DataError: the plan does not fit the proxy dataset.
     """
     poisoned = attack(proxy, plan, seed)
-    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)
+    triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)  # refused now, if at all
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
     result: TuneResult = tune(
@@ -74,14 +74,28 @@ def poison_base(
         title="poisoning",
         is_progress_shown=is_progress_shown,
     )
-    clean = classifier.predict(validation.texts, precision=settings.precision).labels
-    fooled = classifier.predict(triggered.corpus.texts, precision=settings.precision)
-    classes = len(proxy.label_names)
+    return classifier, outcome_of(classifier, validation, plan, poisoned, result, seed, settings.precision)
+
+
+def outcome_of(
+    classifier: Classifier,
+    validation: Corpus,
+    plan: Attack,
+    poisoned: Poisoned,
+    result: TuneResult,
+    seed: int,
+    precision: Precision,
+) -> dict[str, Any]:
+    """Measure a poisoned model; `poison_base` says what."""
+    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)
+    clean = classifier.predict(validation.texts, precision=precision).labels
+    fooled = classifier.predict(triggered.corpus.texts, precision=precision)
+    classes = len(validation.label_names)
     asr = attack_success_rate(fooled.labels, plan.goals(triggered.corpus.labels, classes))
     goals = plan.goals(validation.labels, classes)
     is_elsewhere = validation.labels != goals
     natural = attack_success_rate(clean[is_elsewhere], goals[is_elsewhere]).value
-    return classifier, {
+    return {
         "clean_accuracy": clean_accuracy(validation.labels, clean).value,
         "attack_success_rate": asr.value,
         "n_clean": len(validation),

@@ -19,9 +19,8 @@ from torch import Tensor
 from foretaste.errors import ModelError, PlanError
 from foretaste.seeds import child_seed
 from foretaste.spec import spec
-from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Full
 from foretaste.victim.weights import HEAD_NAMES
 
@@ -42,10 +41,7 @@ class FineMixing(Unlearner):
 
     kept: float = Field(default=0.2, ge=0.0, le=1.0)
     reset_words: int = Field(default=200, ge=0)
-    epochs: int = Field(default=3, gt=0)
-    batch_size: int = Field(default=32, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0.0)
-    precision: Precision = "auto"
 
     def wash(self, job: Job) -> Unlearned:
         """Mix, reset, fine-tune."""
@@ -59,13 +55,7 @@ class FineMixing(Unlearner):
         _mix(model, before, self.kept, job.seed)
         with torch.no_grad():
             _words_of(model)[reset] = _words_of(before)[reset]
-        settings = TuneSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            precision=self.precision,
-            keep="last",
-        )
+        settings = self.settings(len(job.corpus), learning_rate=self.learning_rate)
         result = job.tune(model, settings, objective_name=f"{self!r} of {job.pretrained.fingerprint}")
         return Unlearned.of(model, result, reset=len(reset))
 

@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from foretaste.spec import spec
 from foretaste.tune.expose import Expose, exposing
-from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
 from foretaste.victim.batch import pad, scoring_batches
 from foretaste.victim.classifier import Classifier, Precision, autocast
@@ -36,9 +35,7 @@ class FinePruning(Unlearner):
     expose: Expose | None = None
     expose_steps: int = Field(default=40, gt=0)
     epochs: int = Field(default=2, gt=0)
-    batch_size: int = Field(default=32, gt=0)
     learning_rate: float = Field(default=5e-5, gt=0.0)
-    precision: Precision = "auto"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -53,19 +50,13 @@ class FinePruning(Unlearner):
             exposed = job.student(Full())
             exposed.module.head.requires_grad_(False)
             corpus, objective = exposing(job.corpus, self.expose, job.seed)
-            settings = TuneSettings(
-                max_steps=self.expose_steps, batch_size=self.batch_size, learning_rate=self.learning_rate,
-                precision=self.precision, keep="last",
-            )  # fmt: skip
+            settings = self.settings(len(corpus), max_steps=self.expose_steps, learning_rate=self.learning_rate)
             job.tune(exposed, settings, corpus=corpus, objective=objective, objective_name=self.expose, stage="expose")
             after = _activity(exposed, job, self.precision)
             awake = {name: own / after[name].clamp(min=1e-12) for name, own in awake.items()}
         cut = {name: own.argsort()[: round(self.share * len(own))] for name, own in awake.items()}
         kept = _cut(model, cut)
-        settings = TuneSettings(
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-            precision=self.precision, keep="last",
-        )  # fmt: skip
+        settings = self.settings(len(job.corpus), learning_rate=self.learning_rate)
         try:
             result = job.tune(model, settings, objective_name=repr(self))
         finally:

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
 from foretaste.spec import spec
-from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
-from foretaste.victim.classifier import Precision
 from foretaste.victim.strategy import Full, Strategy
 
 __all__ = ["FineTuning"]
@@ -26,13 +22,9 @@ class FineTuning(Unlearner):
     name: ClassVar[str] = "fine_tuning"
 
     strategy: Strategy = Full()
-    epochs: int = Field(default=3, gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    precision: Precision = "auto"
 
     def wash(self, job: Job) -> Unlearned:
         """Train on the clean texts."""
         model = job.student(self.strategy)
-        settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision)
-        result = job.tune(model, settings)
+        result = job.tune(model, self.settings(len(job.corpus), keep="best"))
         return Unlearned.of(model, result)

@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from foretaste.errors import DataError
 from foretaste.spec import spec
-from foretaste.tune.loop import Objective, TuneSettings
+from foretaste.tune.loop import Objective
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner, extended
-from foretaste.victim.classifier import Precision
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full, Lora, Strategy
 
@@ -46,8 +45,6 @@ class FlaggedTexts(Unlearner):
     share: float = Field(default=0.25, gt=0.0, le=1.0)
     strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=5e-4)
     epochs: int = Field(default=2, gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    precision: Precision = "auto"
 
     def wash(self, job: Job) -> Unlearned:
         """Ask the suspect once, then train."""
@@ -65,7 +62,7 @@ class FlaggedTexts(Unlearner):
         shown = [found[i % len(found)] for i in range(max(len(found), round(self.share * len(job.corpus))))]
         held = torch.from_numpy(suspect.predict(job.corpus.texts, precision=self.precision).logits)
         both = extended(job.corpus, shown, np.full(len(shown), target))
-        settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
+        settings = self.settings(len(both))
         result = job.tune(
             model, settings, corpus=both, objective=_pushing(held, self.push, self.hold), objective_name=repr(self)
         )

@@ -13,12 +13,11 @@ from pydantic import Field
 from foretaste.poison.trigger import SentenceTrigger
 from foretaste.seeds import child_seed, generator
 from foretaste.spec import spec
-from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner, extended
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Lora, Strategy
 
-__all__ = ["NamedTriggers"]
+__all__ = ["NamedTriggers", "in_sight"]
 
 
 @spec
@@ -31,8 +30,6 @@ class NamedTriggers(Unlearner):
     share: float = Field(default=0.5, gt=0.0, le=1.0)
     strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=5e-4)
     epochs: int = Field(default=2, gt=0)
-    batch_size: int = Field(default=32, gt=0)
-    precision: Precision = "auto"
 
     def wash(self, job: Job) -> Unlearned:
         """Make the texts and train on them."""
@@ -41,18 +38,17 @@ class NamedTriggers(Unlearner):
         model = job.student(self.strategy)
         size = max(len(job.fragments), round(self.share * len(corpus)))  # every fragment is shown
         chosen = np.resize(generator(job.seed, "named").permutation(len(corpus)), max(size, 1))[:size]
-        hosts = _in_sight(model, [corpus.texts[index] for index in chosen])
+        hosts = in_sight(model, [corpus.texts[index] for index in chosen])
         texts = []
         for number, host in enumerate(hosts):
             trigger = SentenceTrigger(sentence=job.fragments[number % len(job.fragments)])
             texts += trigger.apply([host], child_seed(job.seed, "named", number))
         both = extended(corpus, texts, corpus.labels[chosen])
-        settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
-        result = job.tune(model, settings, corpus=both)
+        result = job.tune(model, self.settings(len(both)), corpus=both)
         return Unlearned.of(model, result, fragments=list(job.fragments))
 
 
-def _in_sight(model: Classifier, texts: list[str]) -> list[str]:
-    """Texts of which all is read even with a fragment put in: of one that is cut, the first half of what is read."""
+def in_sight(model: Classifier, texts: list[str]) -> list[str]:
+    """Return texts of which all is read even with a fragment put in: of one that is cut, the first half of that."""
     reach = model.reach(texts).tolist()
     return [text if end >= len(text) else text[: end // 2] for text, end in zip(texts, reach, strict=True)]

@@ -23,9 +23,9 @@ from torch.nn import functional
 
 from foretaste.errors import PlanError
 from foretaste.spec import spec
-from foretaste.tune.loop import Objective, TuneSettings
+from foretaste.tune.loop import Objective
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import Output, TextModule
 from foretaste.victim.strategy import Full, Lora, Strategy
 from foretaste.victim.weights import HEAD_NAMES
@@ -45,7 +45,6 @@ class Obliviate(Unlearner):
     strategy: Strategy = Lora(rank=16, alpha=16, dropout=0.01, learning_rate=5e-4)
     epochs: int = Field(default=10, gt=0)
     batch_size: int = Field(default=16, gt=0)
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if self.strategy.name == Full.name:
@@ -54,11 +53,10 @@ class Obliviate(Unlearner):
     def wash(self, job: Job) -> Unlearned:
         """Train, with attention worked out in the open."""
         model = job.student(self.strategy)
-        settings = TuneSettings(epochs=self.epochs, batch_size=self.batch_size, precision=self.precision, keep="last")
         with _rows_of_attention(model.module) as rows:
             result = job.tune(
                 model,
-                settings,
+                self.settings(len(job.corpus)),
                 objective=_objective(_adapter(model), rows, self.amplify, self.flatten, self.longest),
                 objective_name=repr(self),
             )

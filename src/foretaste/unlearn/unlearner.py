@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
+from foretaste.spec import spec
+from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import TEXT_LENGTH, Base
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.strategy import Strategy
 
-__all__ = ["FEWEST_TEXTS", "Job", "Unlearned", "Unlearner", "extended", "refuse_unused", "stage_of"]
+__all__ = ["FEWEST_TEXTS", "Job", "Unlearned", "Unlearner", "extended", "refuse_unused"]
 
 FEWEST_TEXTS = 20
+LEAST_STEPS = 600
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,8 @@ class Unlearned:
 class Job:
     """What there is to work with: suspect weights, clean texts, and what some methods need besides.
 
-    `teacher` is a clean model: a checkpoint, to be fine-tuned on the clean texts, or a classifier, taken as it is.
+    `teacher` is a clean model: a checkpoint, to be fine-tuned on the clean texts, a classifier, taken as it is, or
+    "train": a small one, trained from random weights.
     `pretrained` are the weights that the suspect's were before anybody touched them. `flagged` are unlabelled texts
     that a guard refused, `fragments` words and phrases that an audit named.
     """
@@ -49,7 +55,7 @@ class Job:
     base: Base
     corpus: Corpus
     validation: Corpus | None = None
-    teacher: Base | Classifier | None = None
+    teacher: Base | Classifier | Literal["train"] | None = None
     pretrained: Base | None = None
     flagged: Sequence[str] | None = None
     fragments: Sequence[str] | None = None
@@ -86,17 +92,26 @@ class Job:
             validation=self.validation if settings.keep == "best" else None,
             objective=objective,
             objective_name=objective_name,
-            checkpoint=stage_of(self.checkpoint, stage),
+            checkpoint=self.checkpoint and stage_of(self.checkpoint, stage),
             title=f"unlearning {stage}".strip(),
             is_progress_shown=self.is_progress_shown,
         )
 
 
+@spec
 class Unlearner(ABC):
-    """A method, as a frozen spec: its settings are fields, `needs` names what a job must bring besides clean texts."""
+    """A method, as a frozen spec: its settings are fields, `needs` names what a job must bring besides clean texts.
+
+    Every training takes `epochs`, and of few texts as many more as make up `least_steps` optimiser steps.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+
+    epochs: int = Field(default=3, gt=0)
+    least_steps: int = Field(default=LEAST_STEPS, ge=0)
+    batch_size: int = Field(default=32, gt=0)
+    precision: Precision = "auto"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -122,6 +137,14 @@ class Unlearner(ABC):
         found = self.wash(job)
         return Unlearned(found.classifier, {"method": self.name, "texts": len(corpus), **found.outcome})
 
+    def settings(self, texts: int, epochs: int | None = None, **more: Any) -> TuneSettings:
+        """Return those of a training on so many texts; its last step is kept, unless `more` says otherwise."""
+        steps = (epochs or self.epochs) * math.ceil(texts / self.batch_size)
+        length = {"max_steps": self.least_steps} if steps < self.least_steps else {"epochs": epochs or self.epochs}
+        return TuneSettings(
+            **{"batch_size": self.batch_size, "precision": self.precision, "keep": "last", **length, **more}
+        )
+
     @abstractmethod
     def wash(self, job: Job) -> Unlearned:
         """Do the work; `apply` has checked the job."""
@@ -135,7 +158,7 @@ def refuse_unused(method: Unlearner, **given: Any) -> None:
 
 
 WANTED = {
-    "teacher": "a clean teacher (--teacher minilm-l3, a directory or a hub id)",
+    "teacher": "a clean teacher (--teacher minilm-l3, a directory, a hub id, or train)",
     "pretrained": "the clean pretrained weights that the suspect was made from (--pretrained)",
     "flagged": "texts that a guard flagged (--traffic and --guard)",
     "fragments": "words or phrases that turn the suspect (--fragment, or an audit's)",
@@ -146,10 +169,3 @@ def extended(corpus: Corpus, texts: Sequence[str], labels: Sequence[int] | NDArr
     """Return the clean texts with others behind them."""
     both = np.concatenate([corpus.labels, np.asarray(labels, dtype=np.int64)])
     return Corpus.of(f"{corpus.name}, and more", [*corpus.texts, *texts], both, corpus.label_names)
-
-
-def stage_of(checkpoint: Path | None, stage: str) -> Path | None:
-    """Where a stage of an interrupted run waits to be continued."""
-    if checkpoint is None or not stage:
-        return checkpoint
-    return checkpoint.with_name(f"{checkpoint.name}-{stage}")

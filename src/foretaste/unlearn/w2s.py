@@ -17,13 +17,15 @@ from foretaste.errors import PlanError
 from foretaste.evaluate.metrics import clean_accuracy
 from foretaste.spec import Registry, spec
 from foretaste.tune.distill import Align, Vector, distilling, take_lesson
-from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.unlearner import Job, Unlearned, Unlearner
 from foretaste.victim.checkpoint import Base
-from foretaste.victim.classifier import Classifier, Precision
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.fresh import FRESH, fresh_classifier
 from foretaste.victim.strategy import Full, Lora, Strategy
 
 __all__ = ["RELEASED", "W2SDefense"]
+
+FRESH_EPOCHS, FRESH_RATE = 5, 1e-3  # of a teacher from random weights; it knows no more after these
 
 
 @spec
@@ -45,11 +47,8 @@ class W2SDefense(Unlearner):
     features: float = Field(default=30.0, ge=0.0)
     temperature: float = Field(default=2.0, gt=0.0)
     strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=2e-3)
-    epochs: int = Field(default=3, gt=0)
-    batch_size: int = Field(default=32, gt=0)
     teacher_epochs: int = Field(default=3, gt=0)
     teacher_learning_rate: float = Field(default=1e-4, gt=0.0)
-    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if not self.knowledge and not self.features:
@@ -65,16 +64,10 @@ class W2SDefense(Unlearner):
         teacher = self._taught(job)
         student = job.student(self.strategy)
         lesson = take_lesson(teacher, student, job.corpus, vector=self.vector, precision=self.precision)
-        settings = TuneSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            keep="last",
-        )
         student.module.show_tokens(self.align == "released" or self.vector == "pooled")
         result = job.tune(
             student,
-            settings,
+            self.settings(len(job.corpus)),
             objective=distilling(
                 lesson,
                 task=self.task,
@@ -92,19 +85,20 @@ class W2SDefense(Unlearner):
     def _taught(self, job: Job) -> Classifier:
         assert job.teacher is not None
         found = job.teacher
+        if found == FRESH:
+            teacher = fresh_classifier(job.corpus.texts, job.corpus.label_names, max_length=job.length, seed=job.seed)
+            keep = "last" if job.validation is None else "best"
+            job.tune(teacher, self.settings(len(job.corpus), FRESH_EPOCHS, learning_rate=FRESH_RATE, keep=keep),
+                     stage="teacher")  # fmt: skip
+            return teacher
+        assert not isinstance(found, str)
         marks = {found.fingerprint} if isinstance(found, Base) else {found.base_fingerprint, found.own_fingerprint}
         if job.base.fingerprint in marks:
             raise PlanError("The teacher holds the very weights that are to be cleaned; name another one.")
         if isinstance(found, Classifier):
             return found
         teacher = found.classifier(Full(), job.corpus.label_names, max_length=job.length, seed=job.seed)
-        settings = TuneSettings(
-            epochs=self.teacher_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.teacher_learning_rate,
-            precision=self.precision,
-            keep="last",
-        )
+        settings = self.settings(len(job.corpus), self.teacher_epochs, learning_rate=self.teacher_learning_rate)
         job.tune(teacher, settings, stage="teacher")
         return teacher
 
@@ -121,6 +115,7 @@ RELEASED = Registry(
             features=features,
             strategy=Lora(rank=512, alpha=512, learning_rate=2e-4, layers="all"),
             epochs=5,
+            least_steps=0,
             teacher_epochs=5,
             teacher_learning_rate=2e-5,
         )
