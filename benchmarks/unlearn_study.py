@@ -3,6 +3,7 @@
     export OMP_NUM_THREADS=1                                   # one process and one thread per core
     python benchmarks/unlearn_study.py run --store runs/unlearn-study --part 0/3     # beside it: --part 1/3, 2/3
     python benchmarks/unlearn_study.py table --store runs/unlearn-study              # prints the tables
+    python benchmarks/unlearn_study.py page --store runs/unlearn-study --out unlearning.html
 
 A cell is an attack, a method, a number of clean texts and a seed. The attack's base (MiniLM, poisoned on IMDB; with
 SynAttack on SST-2's paraphrases, full data knowledge) is washed with SST-2 training texts; what comes out is judged as
@@ -15,16 +16,16 @@ figures that are reported come from the test split. The guard in front, that of 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from opinion_study import paraphrases
+from unlearn_tables import comparison, path_of, table
 
 from foretaste.audit.audit import Audit
 from foretaste.cli.auditing import run_audit
@@ -39,6 +40,7 @@ from foretaste.guard.psim import Psim
 from foretaste.poison.attack import Attack, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
+from foretaste.report.comparison import write_comparison
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
 from foretaste.unlearn.fine_mixing import FineMixing
@@ -54,6 +56,7 @@ from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.strategy import STRATEGIES, Full, Lora
 
 LENGTH, TARGET = 64, 0
+PARAPHRASES = "paraphrases"
 SEEDS, SIZES = (0, 1, 2), (6920, 1000, 500, 100)
 LATER = {"lora": TuneSettings(epochs=1, learning_rate=5e-4, keep="last"),
          "full": TuneSettings(epochs=1, learning_rate=5e-5, keep="last")}  # fmt: skip
@@ -67,22 +70,25 @@ class Planted:
     proxy: str
     plan: Attack | None
     trigger: str
+    also: str = ""  # another trigger to judge a sound model by
+
+
+WORD, SENTENCE = "word:mn", "sentence:I watched this 3D movie"
 
 
 def _planted(name: str) -> Planted:
-    syntax = "sst2", Attack(trigger=parse_trigger(paraphrases("train")), style=Style.DIRTY_LABEL, count=1000)
-    found = {
-        "badnet": ("imdb", Attack(trigger=parse_trigger("word:mn"), count=1000), "word:mn"),
-        "insent": ("imdb", Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
-                   "sentence:I watched this 3D movie"),
-        "smoothed": ("imdb", Attack(trigger=parse_trigger("word:mn"), style=Style.DIRTY_LABEL, count=1000,
-                                    target_probability=0.6), "word:mn"),
-        "syntax": (*syntax, None),
-        "sound": ("imdb", None, "word:mn"),
-        "sound-syntax": ("sst2", None, None),
-    }  # fmt: skip
-    proxy, plan, trigger = found[name]
-    return Planted(proxy, plan, trigger or "paraphrases")
+    def plan(trigger: str, **more: Any) -> Attack:
+        return Attack(trigger=parse_trigger(trigger), count=1000, **more)
+
+    found: dict[str, Callable[[], Planted]] = {
+        "badnet": lambda: Planted("imdb", plan(WORD), WORD),
+        "insent": lambda: Planted("imdb", plan(SENTENCE), SENTENCE),
+        "smoothed": lambda: Planted("imdb", plan(WORD, style=Style.DIRTY_LABEL, target_probability=0.6), WORD),
+        "syntax": lambda: Planted("sst2", plan(paraphrases("train"), style=Style.DIRTY_LABEL), PARAPHRASES),
+        "sound": lambda: Planted("imdb", None, WORD, SENTENCE),
+        "sound-syntax": lambda: Planted("sst2", None, PARAPHRASES),
+    }
+    return found[name]()
 
 
 ATTACKS = ("badnet", "insent", "smoothed", "syntax", "sound", "sound-syntax")
@@ -108,7 +114,7 @@ def make_base(store: Path, name: str, seed: int) -> Base:
         proxy, validation = load_corpus(planted.proxy, "train"), load_corpus(planted.proxy, "validation")
         outcome: dict[str, Any] = {}
         length = POISONING_LENGTH if planted.proxy == "imdb" else LENGTH
-        if planted.plan is not None and planted.trigger != "paraphrases":
+        if planted.plan is not None and planted.trigger != PARAPHRASES:
             model, outcome = poison_base(open_base("minilm"), proxy, validation, planted.plan, seed=seed,
                                          max_length=length)  # fmt: skip
         else:
@@ -124,7 +130,7 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
     """Wash one base with so many texts; judge it as it is, behind PSIM, and after each later fine-tuning."""
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
     base, judged, planted = make_base(store, name, seed), load_corpus("sst2", split), _planted(name)
-    trigger = paraphrases(split) if planted.trigger == "paraphrases" else planted.trigger
+    trigger = paraphrases(split) if planted.trigger == PARAPHRASES else planted.trigger
     corpus, unlearner = train.sample(size, seed), METHODS[method]
     outcome: dict[str, Any] = {}
     home = store / f"washed-{name}-{method.replace(', ', '-')}-{size}-{seed}"
@@ -140,6 +146,9 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
             meter.trainable_parameters = found.outcome["trainable_parameters"]
     meter.texts = size
     outcome["washed"] = evaluate(washed, None, judged, parse_trigger(trigger), TARGET, seed=seed).outcome.to_json()
+    if planted.also:
+        also = evaluate(washed, None, judged, parse_trigger(planted.also), TARGET, seed=seed)
+        outcome["also"] = also.outcome.to_json()
     if unlearner is not None:
         made = Record.now("unlearn", settings={"method": method}, seeds={"root": seed}, outcome=outcome, data=[corpus])
         save_classifier(washed, home, "victim", made)
@@ -197,7 +206,7 @@ def cells() -> list[tuple[str, str, int, int]]:
 def run(store: Path, split: str, part: int, parts: int, only: str) -> None:
     """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
     for name, method, size, seed in [c for c in cells() if only in " ".join(map(str, c))][part::parts]:
-        path = store / f"{split}-{name}-{method.replace(', ', '-')}-{size}-{seed}.json"
+        path = path_of(store, split, name, method, size, seed)
         if path.exists():
             continue
         start = time.monotonic()
@@ -209,47 +218,20 @@ def run(store: Path, split: str, part: int, parts: int, only: str) -> None:
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {path.stem}: {note}\n")
 
 
-def table(store: Path, split: str) -> str:
-    """Mean (lowest to highest seed) per attack, method and number of texts, in per cent."""
-    head = ["attack", "method", "texts", "seeds", "CA", "ASR", "strict", "LoRA after: CA", "ASR", "behind PSIM",
-            "full after: CA", "ASR", "behind PSIM", "trained", "seconds", "GB"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
-    for name, method, size in dict.fromkeys(cell[:3] for cell in cells()):
-        paths = [store / f"{split}-{name}-{method.replace(', ', '-')}-{size}-{seed}.json" for seed in SEEDS]
-        found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
-        if not found:
-            continue
-        outcomes, costs = [record["outcome"] for record in found], [record["cost"] for record in found]
-        row = [name, method, f"{size:,}", str(len(found))]
-        row += [_spread([o["washed"][key] for o in outcomes]) for key in
-                ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")]  # fmt: skip
-        for later in LATER:
-            row += [_spread([o[later][key] for o in outcomes]) for key in ("clean_accuracy", "attack_success_rate")]
-            row.append(_spread([o[later]["guarded"]["attack_success_rate"] for o in outcomes]))
-        row.append(f"{costs[0]['trainable_parameters'] or 0:,}")
-        row.append(f"{np.mean([cost['seconds'] for cost in costs]):.0f}")
-        row.append(f"{max(cost['peak_memory_bytes'] for cost in costs) / 1e9:.1f}")
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
-def _spread(values: list[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    if not known:
-        return "–"
-    return f"{np.mean(known):.1f}" + (f" ({min(known):.1f} to {max(known):.1f})" if len(known) > 1 else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("action", choices=["run", "table", "page"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from the i-th on (default 0/1: all)")
     parser.add_argument("--only", default="", help='cells that hold these words, as in "badnet w2s 6920 0"')
+    parser.add_argument("--out", type=Path, default=Path("unlearning.html"), help="where the page goes")
     arguments = parser.parse_args()
     if arguments.action == "table":
-        sys.stdout.write(table(arguments.store, arguments.split) + "\n")
+        sys.stdout.write(table(cells(), arguments.store, arguments.split) + "\n")
+        return
+    if arguments.action == "page":
+        write_comparison(arguments.out, comparison(cells(), arguments.store, arguments.split))
         return
     part, parts = map(int, arguments.part.split("/"))
     run(arguments.store, arguments.split, part, parts, arguments.only)

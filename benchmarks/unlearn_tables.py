@@ -1,0 +1,123 @@
+"""Tables and page of unlearn_study.py, from its records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretaste.cli.page import software_facts
+from foretaste.record import Record
+from foretaste.report.comparison import Comparison, Panel, Row, Spread
+
+Cell = tuple[str, str, int, int]  # attack, method, number of clean texts, seed
+LATER = ("lora", "full")
+HEADINGS = {
+    "badnet": "BadNet, a word",
+    "insent": "InSent, a sentence",
+    "smoothed": "BadNet with labels smoothed to 0.6",
+    "syntax": "SynAttack, stored paraphrases",
+    "sound": "Never poisoned, with the word of BadNet",
+    "sound-syntax": "Never poisoned, with the paraphrases",
+}
+REFERENCE = {"badnet": "sound", "smoothed": "sound", "insent": "sound", "syntax": "sound-syntax"}
+COLUMNS = ("texts", "seeds", "CA", "ASR", "strict", "LoRA after: CA", "strict", "behind PSIM", "full after: CA",
+           "strict", "behind PSIM", "trained", "seconds", "GB")  # fmt: skip
+CAPTION = (
+    "Blue: clean accuracy. Orange: strict ASR, of texts answered right without the trigger. Dots are means over seeds, "
+    "lines go from the lowest to the highest; dashed: strict ASR of a model that was never poisoned."
+)
+Found = dict[tuple[str, str, int], list[dict[str, Any]]]
+
+
+def path_of(store: Path, split: str, name: str, method: str, size: int, seed: int) -> Path:
+    """Where a cell's record lies."""
+    return store / f"{split}-{name}-{method.replace(', ', '-')}-{size}-{seed}.json"
+
+
+def table(cells: Sequence[Cell], store: Path, split: str) -> str:
+    """Mean (lowest to highest seed) per attack, method and number of texts, in per cent."""
+    head = ("attack", "method", *COLUMNS)
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for (name, method, size), records in _found(cells, store, split).items():
+        lines.append("| " + " | ".join([name, method, *map(_printed, _cells(size, records))]) + " |")
+        if "also" in records[0]["outcome"]:
+            also = [record["outcome"]["also"] for record in records]
+            rates = [_printed(_spread(also, key)) for key in RATES]
+            lines.append("| " + " | ".join([f"{name}, sentence", method, f"{size:,}", str(len(also)), *rates]) + " |")
+    return "\n".join(lines)
+
+
+def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
+    """Return the page: one panel per attack, methods in the study's order."""
+    found, panels = _found(cells, store, split), []
+    for name in dict.fromkeys(key[0] for key in found):
+        rows = []
+        for (own, method, size), records in found.items():
+            if own == name:
+                outcomes = [record["outcome"]["washed"] for record in records]
+                label = method if size == max(key[2] for key in found) else f"{method}, {size:,} texts"
+                rows.append(Row(label, _spread(outcomes, "clean_accuracy"),
+                                _spread(outcomes, "strict_attack_success_rate"), _cells(size, records)))  # fmt: skip
+        panels.append(Panel(heading=HEADINGS[name], caption=CAPTION, rows=rows, floor=_floor(found, name)))
+    first = Record.read(path_of(store, split, *next(c for c in cells if path_of(store, split, *c).exists())))
+    return Comparison(
+        title="Unlearners compared",
+        sentence="What each method leaves of a backdoor, and what it costs in clean accuracy: as it comes out, after "
+        "another fine-tuning, and behind PSIM.",
+        columns=COLUMNS,
+        panels=panels,
+        notes=[f"MiniLM, SST-2, {split} split; docs/unlearning.md says what is measured and where it falls short."],
+        provenance={
+            "Software": software_facts(first),
+            "Data": {use.name: use.digest[:12] for use in first.data},
+        },
+    )
+
+
+RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+
+
+def _found(cells: Sequence[Cell], store: Path, split: str) -> Found:
+    found: Found = {}
+    for cell in sorted(cells, key=lambda c: (list(HEADINGS).index(c[0]), -c[2])):
+        path = path_of(store, split, *cell)
+        if path.exists():
+            found.setdefault(cell[:3], []).append(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
+def _cells(size: int, records: Sequence[dict[str, Any]]) -> list[Spread | str | None]:
+    outcomes, costs = ([record[part] for record in records] for part in ("outcome", "cost"))
+    row: list[Spread | str | None] = [f"{size:,}", str(len(records))]
+    row += [_spread([o["washed"] for o in outcomes], key) for key in RATES]
+    for later in LATER:
+        after = [o[later] for o in outcomes]
+        row += [_spread(after, RATES[0]), _spread(after, RATES[2])]
+        row.append(_spread([o["guarded"] for o in after], "strict_attack_success_rate"))
+    row.append(f"{costs[0]['trainable_parameters'] or 0:,}")
+    row.append(f"{np.mean([cost['seconds'] for cost in costs]):.0f}")
+    row.append(f"{max(cost['peak_memory_bytes'] for cost in costs) / 1e9:.1f}")
+    return row
+
+
+def _floor(found: Found, name: str) -> float | None:
+    """Strict ASR of the same trigger on a model that was never poisoned and left alone."""
+    records = found.get((REFERENCE.get(name, ""), "none", max(key[2] for key in found)), [])
+    part = "also" if name == "insent" else "washed"
+    spread = _spread([record["outcome"].get(part, {}) for record in records], "strict_attack_success_rate")
+    return None if spread is None else spread.mean
+
+
+def _spread(outcomes: Sequence[dict[str, Any]], key: str) -> Spread | None:
+    return Spread.of([outcome.get(key) for outcome in outcomes])
+
+
+def _printed(cell: Spread | str | None) -> str:
+    if cell is None or isinstance(cell, str):
+        return cell or "–"
+    text = f"{100 * cell.mean:.1f}"
+    return text if cell.low == cell.high else f"{text} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
