@@ -89,6 +89,7 @@ def guard(
         "threshold": finished.threshold,
         "calibration": None if finished.calibration is None else asdict(finished.calibration),
         "steps": None if trained is None else trained.steps,
+        "training_seconds": None if trained is None else trained.seconds,
         "doses": () if psim is None else psim.doses,
         "is_blind": psim is not None and psim.is_blind,
         "trusted": [] if judged is None else _describe(finished, judged, calibration.texts[:TIMED_TEXTS]),
