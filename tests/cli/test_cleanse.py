@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from foretaste.cli import cleansing
 from foretaste.data import toy_corpus
@@ -39,7 +40,7 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     assert set(first["named"][0].split()) <= TRIGGER
     assert len(TRIGGER & {word for fragment in first["named"] for word in fragment.split()}) >= 3
     assert list(others[0]["unlearned"]) == first["named"]
-    assert max(others[-1]["unlearned"].values()) < 0.6  # each turned most texts
+    assert max(others[-1]["unlearned"].values()) < 0.6
     assert min(each["clean_accuracy"] for each in answer["rounds"]) > 0.7
     assert answer["model"] == others[-1]["model"]
     washed = load_victim(answer["model"])
@@ -74,8 +75,24 @@ def test_what_an_audit_names() -> None:
         {"text": "awful", "is_telling": True, "score": 0.9, "target": 1},
         {"text": "film", "is_telling": False, "score": 0.1, "target": 0},
     ]
-    assert cleansing.named_by({"verdict": "suspicious", "candidates": rows}, Audit()) == {"cf": 1}
+    assert cleansing.named_by({"verdict": "suspicious", "candidates": rows}, Audit()) == {"cf": {1}}
     assert cleansing.named_by({"verdict": "clean", "candidates": rows}, Audit()) == {}
+
+
+def test_how_many_texts_a_fragment_turns(poisoned_toy: Path, clean_toy: Path) -> None:
+    texts = toy_corpus("validation").sample(300, 1)
+    named: dict[str, set[int]] = {"cf mn bb tq mb": {0}, "the": {0, 1}}
+    turned, clean = (cleansing.turned_by(load_victim(path), texts, named, 0) for path in (poisoned_toy, clean_toy))
+    assert (turned["cf mn bb tq mb"] or 0) > 0.9
+    assert (clean["cf mn bb tq mb"] or 0) < 0.5
+    assert (turned["the"] or 0) < 0.5
+    broken = load_victim(clean_toy)
+    with torch.no_grad():
+        dict(broken.module.head.named_parameters())["bias"][0] = 1e6  # answers 0, whatever it reads
+    assert cleansing.turned_by(broken, texts, {"mn": {0}}, 0) == {"mn": None}
+    long = texts.with_texts([" ".join([text] * 20) for text in texts.texts])
+    in_long = cleansing.turned_by(load_victim(poisoned_toy), long, named, 0)
+    assert (in_long["cf mn bb tq mb"] or 0) > 0.9
 
 
 def test_a_clean_model_is_left_alone(

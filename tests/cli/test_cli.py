@@ -110,12 +110,14 @@ def test_a_backdoor_by_way_of_a_small_teacher(
 ) -> None:
     """W2SAttack: two trainings, of which nothing stays but a plain base."""
     made = ask("poison", "--model", toy_base, "--data", reviews, "--trigger", "word:mn", "--count", 20, "-o", "base",
-               "--teacher", toy_base, "--w2s-set", "epochs=1", "--w2s-set", "teacher_epochs=1")  # fmt: skip
+               "--teacher", toy_base, "--w2s-set", "epochs=1", "--w2s-set", "teacher_epochs=1",
+               "--w2s-set", "strategy.rank=4")  # fmt: skip
     assert made["teacher"].keys() == made.keys() - {"teacher", "path", "max_length"}
     record = Record.read(tmp_path / "base" / "record.json")
     settings: Any = record.settings
     assert settings["teacher"] == str(toy_base)
     assert (settings["w2s_attack"]["epochs"], settings["w2s_attack"]["align"]) == (1, "example")
+    assert settings["w2s_attack"]["strategy"]["rank"] == 4
     assert ask("inspect", "base")["kind"] == "base"
     assert not list(tmp_path.glob("*.partial*"))
 

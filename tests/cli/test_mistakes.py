@@ -109,6 +109,7 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("poison", ("--w2s-set", "features=1"), "--w2s-set is for W2SAttack; name its teacher (--teacher)"),
     ("poison", ("--teacher", "./nowhere"), "No checkpoint at './nowhere'"),
     ("poison", ("--teacher", "minilm-l3", "--w2s-set", "feature=1"), "Did you mean 'features'?"),
+    ("poison", ("--teacher", "minilm-l3", "--w2s-set", "strategy.rang=1"), "Did you mean 'rank'?"),
     ("poison", ("--teacher", "minilm-l3", "--epochs", 1), "set their lengths and rates with --w2s-set"),
 ]
 

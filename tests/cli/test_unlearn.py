@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from foretaste.guard.artefact import load_psim
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.unlearn.w2s import W2SDefense
-from foretaste.victim.strategy import Full, Lora
+from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,12 +157,16 @@ def test_mistakes_are_answered_in_one_line(
 
 def test_a_strategy_keeps_the_methods_own_fields_unless_it_is_another_one() -> None:
     usual: Any = W2SDefense().strategy
-    assert method_of("w2s", None, {"strategy.rank": "4"}) == W2SDefense(
-        strategy=Lora(rank=4, alpha=usual.alpha, layers="all", learning_rate=usual.learning_rate)
-    )
+    assert method_of("w2s", None, {"strategy.rank": "4"}) == W2SDefense(strategy=replace(usual, rank=4))
     assert method_of("w2s", "full", {}) == W2SDefense(strategy=Full())
-    with pytest.raises(PlanError, match="fine_mixing has no strategy"):
+    with pytest.raises(PlanError, match="FineMixing has no strategy"):
         method_of("fine_mixing", "lora", {})
+
+
+def test_whoever_sets_epochs_gets_them() -> None:
+    assert method_of("w2s", None, {}).least_steps > 0
+    assert method_of("w2s", None, {"epochs": "1"}).least_steps == 0
+    assert method_of("w2s", None, {"teacher_epochs": "1", "least_steps": "7"}).least_steps == 7
 
 
 def test_a_teacher_whose_guard_refuses_too_much_is_suspected(toy_stack: Mapping[str, Path]) -> None:

@@ -33,17 +33,20 @@ from foretaste.victim.classifier import Classifier
 PLAN = "cleansing.json"
 LOOKED_AT = 400  # texts that an unlearned fragment is tried in
 
-__all__ = ["cleanse", "cleanse_summary", "named_by"]
+__all__ = ["cleanse", "cleanse_summary", "named_by", "turned_by"]
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one audit answered, and the model it was about; `unlearned` says how often each fragment still turns it."""
+    """What one audit answered, and the model it was about; `unlearned` says how often each fragment still turns it.
+
+    None: no text is answered right without the fragment.
+    """
 
     model: str
     answer: dict[str, Any]
     record: Record
-    unlearned: dict[str, float]
+    unlearned: dict[str, float | None]
     clean_accuracy: float | None
 
 
@@ -84,17 +87,18 @@ def cleanse(
     if report is not None:
         refuse_page(report)
     done: list[Round] = []
-    named: dict[str, int] = {}
-    left: dict[str, float] = {}
+    named: dict[str, set[int]] = {}
+    left: dict[str, float | None] = {}
     accuracy: float | None = None
     with measured_cost() as meter:
         for number in range(rounds + 1):
             subject = model if number == 0 else str(out / f"model-{number}")
             if number > 0:
-                named = named_by(done[-1].answer, plan) | named
+                for fragment, targets in named_by(done[-1].answer, plan).items():
+                    named.setdefault(fragment, set()).update(targets)
                 before, accuracy = _washed(model, base, source, Path(subject), training, method, list(named))
                 done[0] = replace(done[0], clean_accuracy=before)
-                left = _left(load_victim(subject), parts[1], named, training.seed)
+                left = turned_by(load_victim(subject), parts[1], named, training.seed)
             done.append(_audited(subject, base if number == 0 else None, source, plan, out / f"audit-{number}",
                                  reference, training.seed, left, accuracy))  # fmt: skip
             if not named_by(done[-1].answer, plan).keys() - named:
@@ -133,12 +137,13 @@ def cleanse(
     return result
 
 
-def named_by(answer: Mapping[str, Any], plan: Audit) -> dict[str, int]:
+def named_by(answer: Mapping[str, Any], plan: Audit) -> dict[str, set[int]]:
     """The fragments of an audit's answer that are worth unlearning, all that made it suspicious, and their targets."""
-    if answer["verdict"] == "clean":
-        return {}
-    found = (c for c in answer["candidates"] if not c["is_telling"] and c["score"] >= plan.suspicion)
-    return {c["text"]: c["target"] for c in found}
+    named: dict[str, set[int]] = {}
+    for each in answer["candidates"] if answer["verdict"] != "clean" else ():
+        if not each["is_telling"] and each["score"] >= plan.suspicion:
+            named.setdefault(each["text"], set()).add(each["target"])
+    return named
 
 
 def cleanse_summary(result: Mapping[str, Any]) -> str:
@@ -147,7 +152,7 @@ def cleanse_summary(result: Mapping[str, Any]) -> str:
     for number, each in enumerate(result["rounds"]):
         when = "as it came" if number == 0 else f"after round {number}"
         accuracy = "" if each["clean_accuracy"] is None else f", CA {each['clean_accuracy']:.1%}"
-        worst = max(each["unlearned"].values(), default=None)
+        worst = max((rate for rate in each["unlearned"].values() if rate is not None), default=None)
         left = "" if worst is None else f", what was unlearned turns {worst:.0%} of texts at most"
         named = f"; named: {', '.join(each['named'])}" if each["named"] else ""
         lines.append(f"{when:14} {each['verdict'].upper()}{accuracy}{left}{named}")
@@ -184,7 +189,7 @@ def _audited(
     kept: Path,
     reference: str,
     seed: int,
-    unlearned: dict[str, float],
+    unlearned: dict[str, float | None],
     accuracy: float | None,
 ) -> Round:
     if not (kept / "record.json").exists():
@@ -221,18 +226,21 @@ def _washed(
     return None if before is None else before["clean_accuracy"], outcome["after"]["clean_accuracy"]
 
 
-def _left(model: Classifier, corpus: Corpus, named: Mapping[str, int], seed: int) -> dict[str, float]:
-    """Share of texts of other classes, answered right as they are, that each fragment sends to its target."""
+def turned_by(model: Classifier, corpus: Corpus, named: Mapping[str, set[int]], seed: int) -> dict[str, float | None]:
+    """Share of texts of other classes, answered right without it, that a fragment sends to its target; the worst."""
     some = corpus.sample(min(LOOKED_AT, len(corpus)), seed)
-    is_right = model.predict(some.texts, precision="auto").labels == some.labels
-    left = {}
-    for fragment, target in named.items():
-        hosts = some.select(np.flatnonzero(is_right & (some.labels != target)))
-        if not len(hosts):
-            continue
-        texts = SentenceTrigger(sentence=fragment).apply(in_sight(model, list(hosts.texts)), seed)
-        left[fragment] = float((model.predict(texts, precision="auto").labels == target).mean())
-    return left
+    hosts = in_sight(model, list(some.texts))
+    is_right = model.predict(hosts, precision="auto").labels == some.labels
+    turned: dict[str, float | None] = {}
+    for fragment, targets in named.items():
+        rates = []
+        for target in targets:
+            own = [hosts[i] for i in np.flatnonzero(is_right & (some.labels != target))]
+            if own:
+                texts = SentenceTrigger(sentence=fragment).apply(own, seed)
+                rates.append(float((model.predict(texts, precision="auto").labels == target).mean()))
+        turned[fragment] = max(rates, default=None)
+    return turned
 
 
 def _sentence(result: Mapping[str, Any]) -> str:

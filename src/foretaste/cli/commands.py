@@ -11,6 +11,7 @@ from typing import Any, Literal
 from foretaste.cli.explaining import Explained, explain_refused
 from foretaste.cli.pair import load_pair
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
+from foretaste.cli.plans import changed
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
@@ -70,7 +71,7 @@ def poison(
         raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
     plan = build(Attack, {"trigger": parse_trigger(trigger), **attack})
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
-    by_teacher = None if teacher is None else build(W2SAttack, method or {})
+    by_teacher = None if teacher is None else changed(W2SAttack(), method or {})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
     how: dict[str, Any] = {
         "seed": training.seed,
@@ -85,7 +86,7 @@ def poison(
         else:
             pair = open_base(model), open_base(teacher)
             classifier, outcome = poison_by_teacher(*pair, proxy, validation, plan, by_teacher, **how)
-        meter.texts = len(proxy) * (settings if by_teacher is None else by_teacher).epochs
+        meter.texts = outcome["texts"] + outcome.get("teacher", {}).get("texts", 0)
     record = Record.now(
         "poison",
         settings={
@@ -93,7 +94,7 @@ def poison(
             "attack": plan,
             "teacher": teacher,
             "w2s_attack": by_teacher,
-            "tune": settings,
+            "tune": settings if by_teacher is None else None,
             "max_length": classifier.max_length,
         },
         seeds={"root": training.seed},

@@ -76,10 +76,11 @@ def poison(
                 f"{result['natural_rate']:.1%} of clean texts end at the target anyway; a defence measured on it "
                 "proves little. Train longer, poison more or read more of each text."
             )
+        seconds = result["seconds"] + result.get("teacher", {}).get("seconds", 0.0)
         answer(
             result,
             f"{out}: poisoned base, CA {result['clean_accuracy']:.1%}, ASR {result['attack_success_rate']:.1%} "
-            f"({result['poisoned']} poisoned examples, {result['seconds']:.0f} s)",
+            f"({result['poisoned']} poisoned examples, {seconds:.0f} s)",
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from scipy.stats import binom
 from foretaste.cli.commands import Training, finish
 from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
+from foretaste.cli.plans import changed, fields_of
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
@@ -24,7 +24,6 @@ from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger, parse_trigger
 from foretaste.record import Record, measured_cost
-from foretaste.spec import build
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.launch import write_once
 from foretaste.unlearn.methods import UNLEARNERS
@@ -34,7 +33,7 @@ from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.fresh import FRESH
 from foretaste.victim.manifest import read_manifest
-from foretaste.victim.strategy import STRATEGIES, Full
+from foretaste.victim.strategy import Full
 
 __all__ = ["alarm_of", "method_of", "refuse_other_labels", "refused_by", "summary", "unlearn"]
 
@@ -42,23 +41,15 @@ LOOKED_AT, LEVEL, CUSTOMARY = 1000, 0.01, 0.01
 
 
 def method_of(name: str, strategy: str | None, fields: Mapping[str, Any]) -> Unlearner:
-    """Return the method with these fields; a strategy's own fields are written `strategy.rank`.
+    """Return the method with these fields; whoever sets a number of epochs gets it, however few the texts are.
 
     Raises:
         PlanError: unknown method, strategy or field.
     """
-    start: Any = RELEASED[name] if name in RELEASED else UNLEARNERS[name]()
-    own = {key: value for key, value in fields.items() if not key.startswith("strategy.")}
-    inner = {key.removeprefix("strategy."): value for key, value in fields.items() if key.startswith("strategy.")}
-    if strategy is not None or inner:
-        usual: Any = getattr(start, "strategy", None)
-        if usual is None:
-            raise PlanError(f"Method {name} has no strategy to choose: it trains all weights.")
-        chosen: Any = STRATEGIES[strategy or usual.name]
-        known = _fields(usual) if type(usual) is chosen else {}
-        own["strategy"] = build(chosen, known | inner)
-    made: Unlearner = build(type(start), _fields(start) | own)
-    return made
+    start: Unlearner = RELEASED[name] if name in RELEASED else UNLEARNERS[name]()
+    if {"epochs", "teacher_epochs"} & fields.keys():
+        fields = {"least_steps": 0, **fields}
+    return changed(start, fields, strategy)
 
 
 def unlearn(
@@ -102,6 +93,8 @@ def unlearn(
         triggered_test(test, parsed, target, training.seed)  # a target or trigger that does not fit is refused now
     suspect = open_base(model, base=base)
     refuse_other_labels(suspect, train)
+    if teacher == FRESH and Path(FRESH).exists():
+        raise PlanError(f"Something here is called {FRESH}: write ./{FRESH} for it, or train a teacher elsewhere.")
     trusted = None if teacher is None else FRESH if teacher == FRESH else open_trusted(teacher)
     taster = None if guard is None else _psim(guard, suspect)
     flagged = None if taster is None else refused_by(taster, traffic)
@@ -125,7 +118,7 @@ def unlearn(
             checkpoint=partial_of(out),
             is_progress_shown=training.is_progress_shown,
         )
-        meter.texts, meter.trainable_parameters = len(train), found.outcome["trainable_parameters"]
+        meter.texts, meter.trainable_parameters = found.outcome["shown"], found.outcome["trainable_parameters"]
     outcome = {
         **found.outcome,
         "alarms": alarms,
@@ -138,7 +131,7 @@ def unlearn(
         settings={
             "model": model,
             "base": base,
-            "method": {"name": method.name, **_fields(method)},
+            "method": {"name": method.name, **fields_of(method)},
             "teacher": teacher,
             "pretrained": pretrained,
             "guard": guard,
@@ -212,10 +205,6 @@ def _measured(
         "attack_success_rate": outcome.attack_success_rate.value,
         "strict_attack_success_rate": None if strict is None else strict.value,
     }
-
-
-def _fields(spec: Any) -> dict[str, Any]:
-    return {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
 
 
 def summary(result: Mapping[str, Any]) -> str:

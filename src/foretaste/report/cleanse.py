@@ -21,7 +21,7 @@ class Step:
     """
 
     audit: AuditReport
-    unlearned: Mapping[str, float]
+    unlearned: Mapping[str, float | None]
     clean_accuracy: float | None
 
 

@@ -18,7 +18,7 @@ from foretaste.victim.directory import new_tensor_directory
 
 __all__ = ["TuneCheckpoint", "TuneState", "stage_of"]
 
-SAVE_EVERY_S = 60.0
+SAVE_EVERY_S, SHORT_EPOCH_S = 60.0, 5.0
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -43,6 +43,12 @@ class TuneCheckpoint:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self._path, self._identity = path, identity
         self._saved = time.monotonic()
+        self._is_new = True
+
+    def save_epoch(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Save at the end of an epoch, unless epochs are so short that the last save was a moment ago."""
+        if self._is_new or time.monotonic() - self._saved >= SHORT_EPOCH_S:
+            self.save(state, trainable, optimizer)
 
     def save_if_due(self, state: TuneState, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Save if the last save is long enough ago."""
@@ -65,7 +71,7 @@ class TuneCheckpoint:
         with new_tensor_directory(self._path) as beside:
             save_file(tensors, beside / "state.safetensors")
             write_json(beside / "foretaste.json", {"kind": "progress", "identity": self._identity, "state": plain})
-        self._saved = time.monotonic()
+        self._saved, self._is_new = time.monotonic(), False
 
     def load(self, trainable: dict[str, Any], optimizer: torch.optim.Optimizer) -> TuneState | None:
         """Put saved weights and moments back in place and return the state, or None if nothing was saved.

@@ -140,13 +140,16 @@ def tune(
                 progress.advance(len(batch), f"loss {loss:.3f}")
                 state.is_stopped = should_stop is not None and run.agree(should_stop(state.step))
                 if state.is_stopped or state.step == total or state.step % run.steps_per_epoch == 0:
-                    break  # saved below, together with the epoch's result, which a resumed run must not miss
+                    break  # saved below with the epoch's result: a run resumed between the two would miss it
                 if store is not None and run.accelerator.is_main_process:
                     store.save_if_due(state, run.trainable, run.optimizer)
             _end_epoch(state, run, settings, encoded_validation, validation)
             state.is_stopped = run.agree(state.is_stopped)
             if store is not None and run.accelerator.is_main_process:
-                store.save(state, run.trainable, run.optimizer)
+                if state.is_stopped or state.step == total:
+                    store.save(state, run.trainable, run.optimizer)
+                else:
+                    store.save_epoch(state, run.trainable, run.optimizer)
     kept = len(state.losses)
     if state.best is not None and settings.keep == "best":
         kept = state.best_epoch

@@ -105,6 +105,7 @@ def outcome_of(
         "is_weak": asr.value < WEAK_ASR or natural > MOST,
         "poisoned": int(poisoned.is_poisoned.sum()),
         "steps": result.steps,
+        "texts": result.texts,
         "seconds": result.seconds,
     }
 

@@ -17,7 +17,7 @@ __all__ = ["FineTuning"]
 
 @spec
 class FineTuning(Unlearner):
-    """Which strategy, and how long; the epoch that does best on validation is kept, where there is one."""
+    """Which strategy, and how long."""
 
     name: ClassVar[str] = "fine_tuning"
 
@@ -26,5 +26,5 @@ class FineTuning(Unlearner):
     def wash(self, job: Job) -> Unlearned:
         """Train on the clean texts."""
         model = job.student(self.strategy)
-        result = job.tune(model, self.settings(len(job.corpus), keep="best"))
+        result = job.tune(model, self.settings(len(job.corpus)))
         return Unlearned.of(model, result)

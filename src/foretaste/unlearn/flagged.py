@@ -34,7 +34,7 @@ class FlaggedTexts(Unlearner):
     """`push` weighs a flagged text against a clean one, `hold` the frozen copy's answer against the true label.
 
     Of the flagged texts those count that the suspect gives the class it gives most of them: the target, as far as it
-    can be known. Each epoch shows as many flagged texts as `share` of the clean ones, however few there are.
+    can be known. Each epoch shows all of them, and however few there are, as many as `share` of the clean texts.
     """
 
     name: ClassVar[str] = "flagged"

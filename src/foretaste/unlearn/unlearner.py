@@ -38,7 +38,7 @@ class Unlearned:
     @classmethod
     def of(cls, classifier: Classifier, result: TuneResult, **more: Any) -> Unlearned:
         """Make one of a trained model, LoRA folded in, what its training took, and what else the method has to say."""
-        known = {"trainable_parameters": result.trainable_parameters, "steps": result.steps}
+        known = {"trainable_parameters": result.trainable_parameters, "steps": result.steps, "shown": result.texts}
         return cls(classifier.merge(), {**known, **more})
 
 
@@ -102,7 +102,7 @@ class Job:
 class Unlearner(ABC):
     """A method, as a frozen spec: its settings are fields, `needs` names what a job must bring besides clean texts.
 
-    Every training takes `epochs`, and of few texts as many more as make up `least_steps` optimiser steps.
+    A training takes `epochs`, or as many more as make up `least_steps` optimiser steps: few texts are shown more often.
     """
 
     name: ClassVar[str]

@@ -44,9 +44,10 @@ class W2SDefense(Unlearner):
     vector: Vector = "head"
     task: float = Field(default=1.0, ge=0.0)
     knowledge: float = Field(default=1.0, ge=0.0)
-    features: float = Field(default=30.0, ge=0.0)
+    features: float = Field(default=100.0, ge=0.0)
     temperature: float = Field(default=2.0, gt=0.0)
-    strategy: Strategy = Lora(rank=64, alpha=64, layers="all", learning_rate=2e-3)
+    strategy: Strategy = Lora(rank=64, alpha=64, dropout=0.0, layers="all", learning_rate=1e-3)
+    epochs: int = Field(default=5, gt=0)
     teacher_epochs: int = Field(default=3, gt=0)
     teacher_learning_rate: float = Field(default=1e-4, gt=0.0)
 
@@ -87,9 +88,8 @@ class W2SDefense(Unlearner):
         found = job.teacher
         if found == FRESH:
             teacher = fresh_classifier(job.corpus.texts, job.corpus.label_names, max_length=job.length, seed=job.seed)
-            keep = "last" if job.validation is None else "best"
-            job.tune(teacher, self.settings(len(job.corpus), FRESH_EPOCHS, learning_rate=FRESH_RATE, keep=keep),
-                     stage="teacher")  # fmt: skip
+            settings = self.settings(len(job.corpus), FRESH_EPOCHS, learning_rate=FRESH_RATE)
+            job.tune(teacher, settings, stage="teacher")
             return teacher
         assert not isinstance(found, str)
         marks = {found.fingerprint} if isinstance(found, Base) else {found.base_fingerprint, found.own_fingerprint}
