@@ -24,8 +24,8 @@ HEADINGS = {
     "sound-syntax": "Never poisoned, with the paraphrases",
 }
 REFERENCE = {"badnet": "sound", "smoothed": "sound", "insent": "sound", "syntax": "sound-syntax"}
-COLUMNS = ("texts", "seeds", "CA", "ASR", "strict", "LoRA after: CA", "strict", "behind PSIM", "full after: CA",
-           "strict", "behind PSIM", "trained", "seconds", "GB")  # fmt: skip
+COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "then LoRA: CA", "strict ASR", "behind PSIM", "then full: CA",
+           "strict ASR", "behind PSIM", "trained", "seconds", "GB")  # fmt: skip
 CAPTION = (
     "Blue: clean accuracy. Orange: strict ASR, of texts answered right without the trigger. Dots are means over seeds, "
     "lines go from the lowest to the highest; dashed: strict ASR of a model that was never poisoned."
@@ -59,7 +59,8 @@ def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
         for (own, method, size), records in found.items():
             if own == name:
                 outcomes = [record["outcome"]["washed"] for record in records]
-                label = method if size == max(key[2] for key in found) else f"{method}, {size:,} texts"
+                shown = "left alone" if method == "none" else method
+                label = shown if size == max(key[2] for key in found) else f"{shown}, {size:,} texts"
                 rows.append(Row(label, _spread(outcomes, "clean_accuracy"),
                                 _spread(outcomes, "strict_attack_success_rate"), _cells(size, records)))  # fmt: skip
         panels.append(Panel(heading=HEADINGS[name], caption=CAPTION, rows=rows, floor=_floor(found, name)))
