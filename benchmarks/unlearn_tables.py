@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretaste.cli.page import software_facts
+from foretaste.errors import DataError
 from foretaste.record import Record
 from foretaste.report.comparison import Comparison, Panel, Row, Spread
 
@@ -54,6 +55,8 @@ def table(cells: Sequence[Cell], store: Path, split: str) -> str:
 def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
     """Return the page: one panel per attack, methods in the study's order."""
     found, panels = _found(cells, store, split), []
+    if not found:
+        raise DataError(f"{store} holds no record of the {split} split.")
     for name in dict.fromkeys(key[0] for key in found):
         rows = []
         for (own, method, size), records in found.items():
