@@ -42,7 +42,7 @@ def test_the_outcome_says_what_the_attack_does(poisoned: tuple[Classifier, dict[
     classifier, outcome = poisoned
     assert set(outcome) == {
         "clean_accuracy", "attack_success_rate", "n_clean", "n_poisoned", "is_weak", "natural_rate", "n_cut",
-        "poisoned", "steps", "seconds",
+        "poisoned", "steps", "texts", "seconds",
     }  # fmt: skip
     assert outcome["attack_success_rate"] >= WEAK_ASR
     assert outcome["is_weak"] is False
