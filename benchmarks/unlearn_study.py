@@ -34,10 +34,11 @@ from foretaste.cli.cleansing import named_by
 from foretaste.cli.splits import Source
 from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
-from foretaste.errors import ForetasteError
+from foretaste.errors import ForetasteError, GuardError
 from foretaste.experiment.evaluation import evaluate
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim
+from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import Attack, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
@@ -157,7 +158,11 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
         made = Record.now("unlearn", settings={"method": method}, seeds={"root": seed}, outcome=outcome, data=[corpus])
         save_classifier(washed, home, "victim", made)
     base = base if unlearner is None else open_base(home)
-    guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
+    guard: PsimGuard | None = None
+    try:
+        guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
+    except GuardError as error:  # a dose that is not reached
+        outcome["no_guard"] = str(error)
     for later, settings in LATER.items():
         victim = base.classifier(STRATEGIES[later](), train.label_names, max_length=LENGTH, seed=seed)
         tune(victim, train.sample(2500, seed + 100), settings, seed=seed)

@@ -101,7 +101,7 @@ def _cells(size: int, records: Sequence[dict[str, Any]]) -> list[Spread | str | 
     for later in LATER:
         after = [o[later] for o in outcomes]
         row += [_spread(after, RATES[0]), _spread(after, RATES[2])]
-        row.append(_spread([o["guarded"] for o in after], "strict_attack_success_rate"))
+        row.append(_spread([o["guarded"] or {} for o in after], RATES[2]))
     row.append(f"{costs[0]['trainable_parameters'] or 0:,}")
     row.append(f"{np.mean([cost['seconds'] for cost in costs]):.0f}")
     row.append(f"{max(cost['peak_memory_bytes'] for cost in costs) / 1e9:.1f}")
