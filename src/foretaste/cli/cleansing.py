@@ -98,7 +98,8 @@ def cleanse(
                     named.setdefault(fragment, set()).update(targets)
                 before, accuracy = _washed(model, base, source, Path(subject), training, method, list(named))
                 done[0] = replace(done[0], clean_accuracy=before)
-                left = turned_by(load_victim(subject), parts[1], named, training.seed)
+                washed = load_victim(subject)  # checked before it is handed on
+                left = turned_by(washed, parts[1], named, training.seed)
             done.append(_audited(subject, base if number == 0 else None, source, plan, out / f"audit-{number}",
                                  reference, training.seed, left, accuracy))  # fmt: skip
             if not named_by(done[-1].answer, plan).keys() - named:
@@ -220,7 +221,6 @@ def _washed(
     """Unlearn, unless that was done; return CA on the test split, before and after."""
     if not (out / "record.json").exists():
         unlearn(model, source, out, training, method, base=base, fragments=named)
-    load_victim(out)  # what lies there is checked before it is handed on
     outcome: Any = Record.read(out / "record.json").outcome
     before = outcome["before"]
     return None if before is None else before["clean_accuracy"], outcome["after"]["clean_accuracy"]
