@@ -29,7 +29,7 @@ COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "then LoRA: CA", "strict
            "strict ASR", "behind PSIM", "trained", "seconds", "GB")  # fmt: skip
 CAPTION = (
     "Blue: clean accuracy. Orange: strict ASR, of texts answered right without the trigger. Dots are means over seeds, "
-    "lines go from the lowest to the highest; dashed: strict ASR of a model that was never poisoned."
+    "lines go from the lowest to the highest; upright marks: strict ASR of a model that was never poisoned."
 )
 Found = dict[tuple[str, str, int], list[dict[str, Any]]]
 

@@ -41,7 +41,7 @@ def test_the_chart_says_in_words_what_it_shows() -> None:
     root = ElementTree.fromstring(comparison_chart(PANEL, "one"))
     label = root.attrib["aria-label"]
     assert "left alone: kept 86.0\u202f%, left 100\u202f%" in label
-    assert "dashed line at 2.0\u202f%" in label
+    assert "upright marks at 2.0\u202f%" in label
 
 
 def test_a_row_has_a_cell_for_every_column() -> None:

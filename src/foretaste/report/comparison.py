@@ -111,8 +111,9 @@ def comparison_chart(panel: Panel, name: str) -> str:
             axes.text(0, at - 0.24, label, va="bottom", color=MUTED)
             texts.append(f"{label}: {', '.join(said)}")
         if panel.floor is not None:
-            axes.axvline(panel.floor, color=INK, linewidth=1.2, dashes=(3, 2))
-            texts.append(f"dashed line at {per_cent(panel.floor)}: never attacked")
+            for at in range(len(rows)):  # not across the labels
+                axes.plot([panel.floor, panel.floor], [at - 0.22, at + 0.22], color=INK, linewidth=1.6)
+            texts.append(f"upright marks at {per_cent(panel.floor)}: never attacked")
         axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.85), yticks=[])
         axes.spines["bottom"].set_color(LINE)
         share_axis(axes, "x")
