@@ -100,6 +100,8 @@ def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_pa
             "200",
             "--max-length",
             "64",
+            "--set",
+            "epochs=2",
             "-o",
             str(tmp_path / "washed"),
             "--json",
