@@ -60,7 +60,7 @@ def poison_base(
         PlanError, DataError: the plan does not fit the proxy dataset.
     """
     poisoned = attack(proxy, plan, seed)
-    triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)  # refused now, if at all
+    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
     result: TuneResult = tune(
@@ -74,24 +74,23 @@ def poison_base(
         title="poisoning",
         is_progress_shown=is_progress_shown,
     )
-    return classifier, outcome_of(classifier, validation, plan, poisoned, result, seed, settings.precision)
+    return classifier, outcome_of(classifier, validation, triggered, plan, poisoned, result, settings.precision)
 
 
 def outcome_of(
     classifier: Classifier,
     validation: Corpus,
+    triggered: Corpus,
     plan: Attack,
     poisoned: Poisoned,
     result: TuneResult,
-    seed: int,
     precision: Precision,
 ) -> dict[str, Any]:
     """Measure a poisoned model; `poison_base` says what."""
-    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)
     clean = classifier.predict(validation.texts, precision=precision).labels
-    fooled = classifier.predict(triggered.corpus.texts, precision=precision)
+    fooled = classifier.predict(triggered.texts, precision=precision)
     classes = len(validation.label_names)
-    asr = attack_success_rate(fooled.labels, plan.goals(triggered.corpus.labels, classes))
+    asr = attack_success_rate(fooled.labels, plan.goals(triggered.labels, classes))
     goals = plan.goals(validation.labels, classes)
     is_elsewhere = validation.labels != goals
     natural = attack_success_rate(clean[is_elsewhere], goals[is_elsewhere]).value

@@ -79,7 +79,7 @@ def poison_by_teacher(
     if plan.target_probability < 1 or plan.evasion is not Evasion.NONE:
         raise PlanError("W2SAttack has a loss of its own: leave out target_probability and evasion.")
     poisoned = attack(proxy, plan, seed)
-    triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed)  # refused now, if at all
+    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
     mentor = teacher.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     learns = replace(settings, epochs=method.teacher_epochs, learning_rate=method.teacher_learning_rate)
     taught = tune(
@@ -111,6 +111,6 @@ def poison_by_teacher(
     student.module.show_tokens(False)
     folded = cast(Any, student.module.model).merge_and_unload().requires_grad_(True)
     model = replace(student, module=TextModule(folded).eval(), strategy=Full())
-    outcome = outcome_of(model, validation, plan, poisoned, result, seed, settings.precision)
-    outcome["teacher"] = outcome_of(mentor, validation, plan, poisoned, taught, seed, settings.precision)
+    outcome = outcome_of(model, validation, triggered, plan, poisoned, result, settings.precision)
+    outcome["teacher"] = outcome_of(mentor, validation, triggered, plan, poisoned, taught, settings.precision)
     return model, outcome
