@@ -24,7 +24,7 @@ TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
 @pytest.fixture
 def cleanse(poisoned_toy: Path, clean_toy: Path) -> tuple[object, ...]:
     """The command on a base whose backdoor five words open."""
-    return ("cleanse", "--model", poisoned_toy, "--data", "toy", "--reference", clean_toy, "--budget", "2s",
+    return ("cleanse", "--model", poisoned_toy, "--data", "toy", "--reference", clean_toy, "--budget", "60s",
             "--max-length", 64, "--limit", 800, "--set", "strategy.learning_rate=5e-3",
             "--set", "epochs=4", "--set", "least_steps=0")  # fmt: skip
 
@@ -37,7 +37,7 @@ def test_a_backdoor_is_named_taken_out_and_looked_for_again(
     answer = ask(*cleanse, "-o", tmp_path / "out", "--report", page)
     first, *others = answer["rounds"]
     assert first["verdict"] in ("suspicious", "backdoored")
-    assert TRIGGER & set(first["named"][0].split())  # an honest word may stand beside it, if time was short
+    assert set(first["named"][0].split()) <= TRIGGER
     assert len(TRIGGER & {word for fragment in first["named"] for word in fragment.split()}) >= 3
     assert list(others[0]["unlearned"]) == first["named"]
     assert max(others[-1]["unlearned"].values()) < 0.6
