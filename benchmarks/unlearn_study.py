@@ -7,44 +7,33 @@
 
 A cell is an attack, a method, a number of clean texts and a seed. The attack's base (MiniLM, poisoned on IMDB; with
 SynAttack on SST-2's paraphrases, full data knowledge) is washed with SST-2 training texts; what comes out is judged as
-it is, and once more after it was fine-tuned with each of LATER. The reference is `sound`: the same training without
-poison, tuned the same way. `--split validation` judges on the validation split, which is where settings are chosen;
-figures that are reported come from the test split. The guard in front, that of the method `flagged` and the audit of
-`named` see all clean texts, however few the method itself gets.
+it is, and once more after it was fine-tuned with each of LATER, alone and behind PSIM of the base as it came. The
+reference is `sound`: the same training without poison, tuned the same way. `--split validation` judges on the
+validation split, which is where settings are chosen; figures that are reported come from the test split. PSIM and the
+audit of `named` see all clean texts, however few the method itself gets. Washed models stay in the store: a record that
+was deleted is judged again, not washed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opinion_study import paraphrases
+from unlearn_bases import LENGTH, TARGET, make_base, needed, planted_in, tasted
+from unlearn_tables import LATER as LATER_NAMES
 from unlearn_tables import comparison, path_of, table
 
-from foretaste.audit.audit import Audit
-from foretaste.cli.auditing import run_audit
-from foretaste.cli.cleansing import named_by
-from foretaste.cli.splits import Source
-from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
-from foretaste.errors import ForetasteError, GuardError
+from foretaste.errors import ForetasteError
 from foretaste.experiment.evaluation import evaluate
-from foretaste.guard.artefact import load_psim, save_guard
-from foretaste.guard.psim import Psim
-from foretaste.guard.psim_guard import PsimGuard
-from foretaste.poison.attack import Attack, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.report.comparison import write_comparison
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
 from foretaste.unlearn.fine_mixing import FineMixing
 from foretaste.unlearn.fine_pruning import FinePruning
 from foretaste.unlearn.fine_tuning import FineTuning
@@ -53,46 +42,14 @@ from foretaste.unlearn.named import NamedTriggers
 from foretaste.unlearn.obliviate import Obliviate
 from foretaste.unlearn.unlearner import Unlearner
 from foretaste.unlearn.w2s import RELEASED, W2SDefense
-from foretaste.victim.artefact import save_classifier
-from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.artefact import load_victim, save_classifier
+from foretaste.victim.checkpoint import open_base
+from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import STRATEGIES, Full, Lora
 
-LENGTH, TARGET = 64, 0
-PARAPHRASES = "paraphrases"
 SEEDS, SIZES = (0, 1, 2), (6920, 1000, 500, 100)
-LATER = {"lora": TuneSettings(epochs=1, learning_rate=5e-4, keep="last"),
-         "full": TuneSettings(epochs=1, learning_rate=5e-5, keep="last")}  # fmt: skip
-TRAFFIC, TRIGGERED_SHARE = 1000, 0.1  # unlabelled texts that the guard sees, and how many of them carry the trigger
-
-
-@dataclass(frozen=True)
-class Planted:
-    """What is planted in a base: on which proxy, if at all."""
-
-    proxy: str
-    plan: Attack | None
-    trigger: str
-    also: str = ""  # another trigger to judge a sound model by
-
-
-WORD, SENTENCE = "word:mn", "sentence:I watched this 3D movie"
-
-
-def _planted(name: str) -> Planted:
-    def plan(trigger: str, **more: Any) -> Attack:
-        return Attack(trigger=parse_trigger(trigger), count=1000, **more)
-
-    found: dict[str, Callable[[], Planted]] = {
-        "badnet": lambda: Planted("imdb", plan(WORD), WORD),
-        "insent": lambda: Planted("imdb", plan(SENTENCE), SENTENCE),
-        "smoothed": lambda: Planted("imdb", plan(WORD, style=Style.DIRTY_LABEL, target_probability=0.6), WORD),
-        "syntax": lambda: Planted("sst2", plan(paraphrases("train"), style=Style.DIRTY_LABEL), PARAPHRASES),
-        "sound": lambda: Planted("imdb", None, WORD, SENTENCE),
-        "sound-syntax": lambda: Planted("sst2", None, PARAPHRASES),
-    }
-    return found[name]()
-
-
+LATER_RATES = dict(zip(LATER_NAMES, (5e-4, 2e-3, 2e-3, 2e-3, 5e-5), strict=True))
+LATER = {name: TuneSettings(epochs=1, learning_rate=rate, keep="last") for name, rate in LATER_RATES.items()}
 ATTACKS = ("badnet", "insent", "smoothed", "syntax", "sound", "sound-syntax")
 METHODS: dict[str, Unlearner | None] = {
     "none": None,
@@ -109,36 +66,17 @@ METHODS: dict[str, Unlearner | None] = {
 }
 
 
-def make_base(store: Path, name: str, seed: int) -> Base:
-    """Poison MiniLM, or train it the same way without poison, unless that was done."""
-    path, planted = store / f"base-{name}-{seed}", _planted(name)
-    if not (path / "record.json").exists():
-        proxy, validation = load_corpus(planted.proxy, "train"), load_corpus(planted.proxy, "validation")
-        outcome: dict[str, Any] = {}
-        length = POISONING_LENGTH if planted.proxy == "imdb" else LENGTH
-        if planted.plan is not None and planted.trigger != PARAPHRASES:
-            model, outcome = poison_base(open_base("minilm"), proxy, validation, planted.plan, seed=seed,
-                                         max_length=length)  # fmt: skip
-        else:
-            model = open_base("minilm").classifier(Full(), proxy.label_names, max_length=length, seed=seed)
-            corpus = proxy if planted.plan is None else attack(proxy, planted.plan, seed).corpus
-            tune(model, corpus, POISONING, seed=seed)
-        record = Record.now("poison", settings={"attack": planted.plan}, seeds={"root": seed}, outcome=outcome)
-        save_classifier(model, path, "base", record)
-    return open_base(path)
-
-
-def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: int) -> Record:
-    """Wash one base with so many texts; judge it as it is, behind PSIM, and after each later fine-tuning."""
+def wash(store: Path, name: str, method: str, size: int, seed: int) -> Path:
+    """Wash one base with so many texts, unless that was done; return where the washed model lies."""
+    home = path_of(store, "washed", name, method, size, seed).with_suffix("")
+    if (home / "record.json").exists():
+        return home
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
-    base, judged, planted = make_base(store, name, seed), load_corpus("sst2", split), _planted(name)
-    trigger = paraphrases(split) if planted.trigger == PARAPHRASES else planted.trigger
-    corpus, unlearner = train.sample(size, seed), METHODS[method]
+    base, corpus, unlearner = make_base(store, name, seed), train.sample(size, seed), METHODS[method]
+    given = {} if unlearner is None else needed(store, name, seed, unlearner)
     outcome: dict[str, Any] = {}
-    home = store / f"washed-{name}-{method.replace(', ', '-')}-{size}-{seed}"
-    given = _given(store, base, name, unlearner, validation, trigger, seed)
     if given.get("fragments") == [] or ("flagged" in given and len(given["flagged"]) < FEWEST_FLAGGED):
-        unlearner, outcome["washing"] = None, "nothing to do"  # nothing named, or next to nothing refused: left alone
+        unlearner, outcome = None, {"nothing_to_do": True}  # nothing named, or next to nothing refused: left alone
     with suppress(OSError):  # Linux: the peak of memory starts anew, or each cell had that of the ones before
         Path("/proc/self/clear_refs").write_text("5")
     with measured_cost() as meter:
@@ -146,62 +84,37 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
             washed = base.classifier(Full(), train.label_names, max_length=LENGTH, seed=seed)
         else:
             found = unlearner.apply(base, corpus, validation=validation, seed=seed, max_length=LENGTH, **given)
-            washed, outcome["washing"] = found.classifier, found.outcome
+            washed, outcome = found.classifier, found.outcome
             meter.trainable_parameters = found.outcome["trainable_parameters"]
     meter.texts = size
-    cost = meter.cost
-    outcome["washed"] = evaluate(washed, None, judged, parse_trigger(trigger), TARGET, seed=seed).outcome.to_json()
+    made = Record.now("unlearn", settings={"method": unlearner}, seeds={"root": seed}, outcome=outcome, data=[corpus],
+                      cost=meter.cost)  # fmt: skip
+    save_classifier(washed, home, "victim", made)
+    return home
+
+
+def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: int) -> Record:
+    """Judge a washed model as it is and after each later fine-tuning, alone and behind PSIM of what it was."""
+    home = wash(store, name, method, size, seed)
+    made, train, judged = Record.read(home / "record.json"), load_corpus("sst2", "train"), load_corpus("sst2", split)
+    planted, washed = planted_in(name), open_base(home)
+
+    def judge(victim: Classifier) -> dict[str, Any]:
+        found = evaluate(victim, None, judged, planted.given(split), TARGET, seed=seed)
+        return found.behind(*tasted(store, name, seed, split)).to_json()
+
+    alone = load_victim(home)
+    outcome: dict[str, Any] = {"washing": made.outcome, "washed": judge(alone)}
     if planted.also:
-        also = evaluate(washed, None, judged, parse_trigger(planted.also), TARGET, seed=seed)
-        outcome["also"] = also.outcome.to_json()
-    if unlearner is not None:
-        made = Record.now("unlearn", settings={"method": method}, seeds={"root": seed}, outcome=outcome, data=[corpus])
-        save_classifier(washed, home, "victim", made)
-    base = base if unlearner is None else open_base(home)
-    guard: PsimGuard | None = None
-    try:
-        guard = Psim().fit(base, train, validation, seed=seed, max_length=LENGTH)
-    except GuardError as error:  # a dose that is not reached
-        outcome["no_guard"] = str(error)
+        other = evaluate(alone, None, judged, parse_trigger(planted.also), TARGET, seed=seed)
+        outcome["also"] = other.outcome.to_json()
     for later, settings in LATER.items():
-        victim = base.classifier(STRATEGIES[later](), train.label_names, max_length=LENGTH, seed=seed)
+        victim = washed.classifier(STRATEGIES[later](), train.label_names, max_length=LENGTH, seed=seed)
         tune(victim, train.sample(2500, seed + 100), settings, seed=seed)
-        found_later = evaluate(victim, guard, judged, parse_trigger(trigger), TARGET, seed=seed)
-        outcome[later] = found_later.outcome.to_json()
-    shutil.rmtree(home, ignore_errors=True)
-    asked = {"cell": [name, method, size], "split": split, "unlearner": unlearner, "later": LATER}
-    return Record.now("unlearn", settings=asked, seeds={"root": seed}, outcome=outcome, data=[corpus, judged],
-                      cost=cost, command="benchmarks/unlearn_study.py")  # fmt: skip
-
-
-def _given(
-    store: Path, base: Base, name: str, unlearner: Unlearner | None, validation: Corpus, trigger: str, seed: int
-) -> dict[str, Any]:
-    """What the method needs besides clean texts."""
-    needs = () if unlearner is None else unlearner.needs
-    given: dict[str, Any] = {}
-    if "teacher" in needs:
-        given["teacher"] = open_base("minilm-l3")
-    if "pretrained" in needs:
-        given["pretrained"] = open_base("minilm")
-    if "flagged" in needs:
-        place = store / f"guard-{name}-{seed}"
-        if not (place / "record.json").exists():
-            guard = Psim().fit(base, load_corpus("sst2", "train"), seed=seed, max_length=LENGTH)
-            save_guard(guard, place, Record.now("guard", settings={}, seeds={"root": seed}, outcome={}))
-        traffic = validation.sample(TRAFFIC, seed)
-        seen = paraphrases("validation") if trigger.startswith("file:") else trigger
-        carrying = triggered_test(traffic, parse_trigger(seen), TARGET, seed + 1).corpus
-        texts = [*traffic.texts, *carrying.texts[: round(TRIGGERED_SHARE * len(traffic))]]
-        verdicts = load_psim(place, base).check(texts)
-        given["flagged"] = [text for text, verdict in zip(texts, verdicts, strict=True) if verdict.flagged]
-    if "fragments" in needs:
-        kept = store / f"audit-{name}-{seed}"
-        if not (kept / "record.json").exists():
-            run_audit(str(base.path), Source(data="sst2"), Audit(budget=600), out=kept, seed=seed)
-        answer: Any = Record.read(kept / "record.json").outcome
-        given["fragments"] = list(named_by(answer, Audit()))
-    return given
+        outcome[later] = judge(victim)
+    asked: dict[str, Any] = {"cell": [name, method, size], "split": split, "later": LATER, **made.settings}
+    return Record.now("unlearn", settings=asked, seeds={"root": seed}, outcome=outcome, data=[*made.data, judged],
+                      cost=made.cost, command="benchmarks/unlearn_study.py")  # fmt: skip
 
 
 def cells() -> list[tuple[str, str, int, int]]:
@@ -212,9 +125,10 @@ def cells() -> list[tuple[str, str, int, int]]:
     return full + fewer
 
 
-def run(store: Path, split: str, part: int, parts: int, only: str) -> None:
+def run(store: Path, split: str, part: int, parts: int, only: list[str]) -> None:
     """Do every cell of this part that has no record yet; one that fails is reported and does not stop the others."""
-    for name, method, size, seed in [c for c in cells() if only in " ".join(map(str, c))][part::parts]:
+    chosen = [cell for start in only for cell in cells() if " ".join(map(str, cell)).startswith(start)]
+    for name, method, size, seed in chosen[part::parts]:
         path = path_of(store, split, name, method, size, seed)
         if path.exists():
             continue
@@ -233,7 +147,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th cell, from the i-th on (default 0/1: all)")
-    parser.add_argument("--only", default="", help='cells that hold these words, as in "badnet w2s 6920 0"')
+    parser.add_argument("--only", nargs="+", default=[""], help='cells that start so, as "badnet w2s 6920 0" does')
     parser.add_argument("--out", type=Path, default=Path("unlearning.html"), help="where the page goes")
     arguments = parser.parse_args()
     if arguments.action == "table":

@@ -15,7 +15,7 @@ from foretaste.record import Record
 from foretaste.report.comparison import Comparison, Panel, Row, Spread
 
 Cell = tuple[str, str, int, int]  # attack, method, number of clean texts, seed
-LATER = ("lora", "full")
+LATER = ("lora", "prompt_tuning", "p_tuning_v1", "p_tuning_v2", "full")
 HEADINGS = {
     "badnet": "BadNet, a word",
     "insent": "InSent, a sentence",
@@ -25,8 +25,9 @@ HEADINGS = {
     "sound-syntax": "Never poisoned, with the paraphrases",
 }
 REFERENCE = {"badnet": "sound", "smoothed": "sound", "insent": "sound", "syntax": "sound-syntax"}
-COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "then LoRA: CA", "strict ASR", "behind PSIM", "then full: CA",
-           "strict ASR", "behind PSIM", "trained", "seconds", "GB")  # fmt: skip
+COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "behind PSIM", "trained", "seconds", "GB")
+RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+THEN = tuple(f"then {name.replace('_', ' ')}: CA, strict ASR, behind PSIM" for name in LATER)
 CAPTION = (
     "Blue: clean accuracy. Orange: strict ASR, of texts answered right without the trigger. Dots are means over seeds, "
     "lines go from the lowest to the highest; upright marks: strict ASR of a model that was never poisoned."
@@ -40,16 +41,20 @@ def path_of(store: Path, split: str, name: str, method: str, size: int, seed: in
 
 
 def table(cells: Sequence[Cell], store: Path, split: str) -> str:
-    """Mean (lowest to highest seed) per attack, method and number of texts, in per cent."""
-    head = ("attack", "method", *COLUMNS)
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
-    for (name, method, size), records in _found(cells, store, split).items():
-        lines.append("| " + " | ".join([name, method, *map(_printed, _cells(size, records))]) + " |")
+    """Return two tables, per cent, mean (lowest to highest seed): what comes out, and what tuning makes of it."""
+    found = _found(cells, store, split)
+    washed, then = [], []
+    for (name, method, size), records in found.items():
+        washed.append([name, method, *_cells(size, records)])
+        then.append([name, method, f"{size:,}", *_then(records)])
         if "also" in records[0]["outcome"]:
             also = [record["outcome"]["also"] for record in records]
-            rates = [_printed(_spread(also, key)) for key in RATES]
-            lines.append("| " + " | ".join([f"{name}, sentence", method, f"{size:,}", str(len(also)), *rates]) + " |")
-    return "\n".join(lines)
+            more = [f"{size:,}", str(len(also)), *(_spread(also, key) for key in RATES)]
+            washed.append([f"{name}, sentence", method, *more, *[""] * (len(COLUMNS) - len(more))])
+    return "\n\n".join(
+        "\n".join("| " + " | ".join(map(_printed, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+        for head, rows in ((("attack", "method", *COLUMNS), washed), (("attack", "method", "texts", *THEN), then))
+    )
 
 
 def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
@@ -64,15 +69,15 @@ def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
                 outcomes = [record["outcome"]["washed"] for record in records]
                 shown = "left alone" if method == "none" else method
                 label = shown if size == max(key[2] for key in found) else f"{shown}, {size:,} texts"
-                rows.append(Row(label, _spread(outcomes, "clean_accuracy"),
-                                _spread(outcomes, "strict_attack_success_rate"), _cells(size, records)))  # fmt: skip
+                kept, left = _spread(outcomes, RATES[0]), _spread(outcomes, RATES[2])
+                rows.append(Row(label, kept, left, [*_cells(size, records), *_then(records)]))
         panels.append(Panel(heading=HEADINGS[name], caption=CAPTION, rows=rows, floor=_floor(found, name)))
     first = Record.read(path_of(store, split, *next(c for c in cells if path_of(store, split, *c).exists())))
     return Comparison(
         title="Unlearners compared",
         sentence="What each method leaves of a backdoor, and what it costs in clean accuracy: as it comes out, after "
         "another fine-tuning, and behind PSIM.",
-        columns=COLUMNS,
+        columns=(*COLUMNS, *THEN),
         panels=panels,
         notes=[f"MiniLM, SST-2, {split} split; docs/unlearning.md says what is measured and where it falls short."],
         provenance={
@@ -80,9 +85,6 @@ def comparison(cells: Sequence[Cell], store: Path, split: str) -> Comparison:
             "Data": {use.name: use.digest[:12] for use in first.data},
         },
     )
-
-
-RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 
 
 def _found(cells: Sequence[Cell], store: Path, split: str) -> Found:
@@ -98,14 +100,21 @@ def _cells(size: int, records: Sequence[dict[str, Any]]) -> list[Spread | str | 
     outcomes, costs = ([record[part] for record in records] for part in ("outcome", "cost"))
     row: list[Spread | str | None] = [f"{size:,}", str(len(records))]
     row += [_spread([o["washed"] for o in outcomes], key) for key in RATES]
-    for later in LATER:
-        after = [o[later] for o in outcomes]
-        row += [_spread(after, RATES[0]), _spread(after, RATES[2])]
-        row.append(_spread([o["guarded"] or {} for o in after], RATES[2]))
+    row.append(_spread([o["washed"]["guarded"] for o in outcomes], RATES[2]))
     row.append(f"{costs[0]['trainable_parameters'] or 0:,}")
     row.append(f"{np.mean([cost['seconds'] for cost in costs]):.0f}")
     row.append(f"{max(cost['peak_memory_bytes'] for cost in costs) / 1e9:.1f}")
     return row
+
+
+def _then(records: Sequence[dict[str, Any]]) -> list[str]:
+    """After each later fine-tuning: CA, strict ASR, strict ASR behind PSIM, means in per cent."""
+    cells = []
+    for later in LATER:
+        after = [record["outcome"][later] for record in records]
+        shares = [_spread(after, RATES[0]), _spread(after, RATES[2]), _spread([o["guarded"] for o in after], RATES[2])]
+        cells.append(", ".join("–" if share is None else f"{100 * share.mean:.1f}" for share in shares))
+    return cells
 
 
 def _floor(found: Found, name: str) -> float | None:
@@ -122,6 +131,6 @@ def _spread(outcomes: Sequence[dict[str, Any]], key: str) -> Spread | None:
 
 def _printed(cell: Spread | str | None) -> str:
     if cell is None or isinstance(cell, str):
-        return cell or "–"
+        return "–" if cell is None else cell
     text = f"{100 * cell.mean:.1f}"
     return text if cell.low == cell.high else f"{text} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"

@@ -106,6 +106,19 @@ def test_without_a_guard_there_is_nothing_guarded(victim: Classifier) -> None:
     assert evaluation.triggered.scores is None
 
 
+def test_a_guard_that_scored_on_its_own_counts_the_same(
+    victim: Classifier, guard: PsimGuard, evaluation: Evaluation
+) -> None:
+    alone = evaluate(victim, None, CORPUS, TRIGGER)
+    clean, triggered = evaluation.clean.scores, evaluation.triggered.scores
+    assert clean is not None
+    assert triggered is not None
+    assert alone.behind(clean, triggered, guard.threshold) == evaluation.outcome
+    nothing_passes = alone.behind(clean, np.ones(len(triggered)), guard.threshold).guarded
+    assert nothing_passes is not None
+    assert nothing_passes.attack_success_rate.count == nothing_passes.false_acceptance_rate.count == 0
+
+
 def test_the_seed_places_the_trigger(victim: Classifier) -> None:
     one, same, other = (evaluate(victim, None, CORPUS, TRIGGER, seed=seed).triggered.corpus for seed in (0, 0, 1))
     assert one.texts == same.texts

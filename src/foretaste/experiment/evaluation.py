@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from foretaste.victim.classifier import Classifier, Precision
 
 __all__ = ["Evaluation", "Judged", "evaluate"]
 
+Array = NDArray[np.float64]
+
 
 @dataclass(frozen=True, eq=False)
 class Judged:
@@ -29,18 +31,32 @@ class Judged:
 
     corpus: Corpus
     predicted: NDArray[np.int64]
-    confidence: NDArray[np.float64]
+    confidence: Array
     is_truncated: NDArray[np.bool_]
-    scores: NDArray[np.float64] | None
+    scores: Array | None
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An outcome and what it was measured on."""
+    """An outcome and what it was measured on.
+
+    `is_origin_correct` `(M,)` says where the victim answers rightly without the trigger; None if that is unknown.
+    """
 
     outcome: Outcome
     clean: Judged
     triggered: Judged
+    is_origin_correct: NDArray[np.bool_] | None
+
+    def behind(self, clean_scores: Array, triggered_scores: Array, threshold: float) -> Outcome:
+        """Return the rates behind a guard that scored the same texts, `(N,)` and `(M,)`, on its own."""
+        return _measured(
+            replace(self.clean, scores=clean_scores),
+            replace(self.triggered, scores=triggered_scores),
+            self.outcome.target,
+            self.is_origin_correct,
+            threshold,
+        )
 
 
 def evaluate(
@@ -71,18 +87,25 @@ def evaluate(
     triggered = triggered_test(corpus, trigger, target, seed)
     clean_side = _judge(victim, guarded, corpus, precision, is_progress_shown)
     triggered_side = _judge(victim, guarded, triggered.corpus, precision, is_progress_shown)
-    outcome = measure(
-        clean_labels=corpus.labels,
-        clean_predicted=clean_side.predicted,
+    correct = _is_origin_correct(triggered, corpus, clean_side.predicted)
+    outcome = _measured(clean_side, triggered_side, target, correct, None if guard is None else guard.threshold)
+    return Evaluation(outcome, clean_side, triggered_side, correct)
+
+
+def _measured(
+    clean: Judged, triggered: Judged, target: int, correct: NDArray[np.bool_] | None, threshold: float | None
+) -> Outcome:
+    return measure(
+        clean_labels=clean.corpus.labels,
+        clean_predicted=clean.predicted,
         poisoned_labels=triggered.corpus.labels,
-        poisoned_predicted=triggered_side.predicted,
+        poisoned_predicted=triggered.predicted,
         target=target,
-        is_origin_correct=_is_origin_correct(triggered, corpus, clean_side.predicted),
-        clean_scores=clean_side.scores,
-        poisoned_scores=triggered_side.scores,
-        threshold=None if guard is None else guard.threshold,
+        is_origin_correct=correct,
+        clean_scores=clean.scores,
+        poisoned_scores=triggered.scores,
+        threshold=threshold,
     )
-    return Evaluation(outcome, clean_side, triggered_side)
 
 
 def _judge(
