@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from foretaste.cli.app import app
+from foretaste.cli.output import warn_if_guessing
 from foretaste.cli.unlearning import alarm_of, method_of, refused_by
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
@@ -79,6 +80,21 @@ def test_a_base_is_washed_then_evaluated_and_tuned(
     _run("tune", "--model", str(out), "-o", str(tmp_path / "victim"), *common, "--epochs", "1", "--limit", "100")
 
 
+def test_the_guard_of_the_suspect_stands_in_front_of_what_was_washed(
+    toy_stack: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Defence in depth: LoRA leaves the suspect's weights where they were, so its guard still fits."""
+    out, fast = tmp_path / "washed", ["--set", "epochs=1", "--set", "least_steps=0"]
+    toy = ["--data", "toy", "--limit", "200"]
+    _run("unlearn", "--model", str(toy_stack["base"]), "--method", "fine_tuning", *toy, *fast, "--max-length", "64",
+         "-o", str(out))  # fmt: skip
+    judged = ["evaluate", "--victim", str(out), *toy, "--trigger", TRIGGER, "--json"]
+    alone = json.loads(_run(*judged))
+    guarded = json.loads(_run(*judged, "--guard", str(toy_stack["guard"])))
+    assert alone["attack_success_rate"] > 0.9  # one epoch of LoRA takes nothing out
+    assert guarded["guarded"]["attack_success_rate"] < 0.1
+
+
 def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:
     texts = toy_corpus("validation").texts[:100]
     traffic = tmp_path / "traffic.txt"
@@ -122,6 +138,13 @@ def test_a_teacher_from_nothing_and_one_that_knows_nothing(
     done = CliRunner().invoke(app, [*short, "--teacher", str(toy_base), "--set", "teacher_learning_rate=1e-9"])
     assert f"the teacher {toy_base} gets" in done.stderr
     assert "hardly knows the task" in done.stderr
+
+
+def test_how_good_is_too_bad_depends_on_the_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_if_guessing("a teacher", accuracy=0.65, majority=0.52)
+    assert not capsys.readouterr().err
+    warn_if_guessing("a teacher", accuracy=0.91, majority=0.9)
+    assert "gets 91% of held-out texts right, where always naming one class gets 90%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

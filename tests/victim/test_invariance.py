@@ -188,13 +188,10 @@ def test_minilm_does_not_care_either_nor_about_threads() -> None:
 def test_shown_tokens_change_no_answer_and_their_mean_is_the_texts_own(
     classifier: Classifier, alone: NDArray[np.float32]
 ) -> None:
-    classifier.module.show_tokens()
-    try:
+    with classifier.module.showing_tokens():
         said = [classifier.predict(TEXTS, batch_size=size, is_pooled=True) for size in (1, 64)]
         with torch.inference_mode():
             output = classifier.module(*pad(classifier.encode(TEXTS[:3]).ids, classifier.module.device))
-    finally:
-        classifier.module.show_tokens(False)
     assert all(_distance(each.logits, alone) < TOLERANCE for each in said)
     assert _distance(said[0].features, said[1].features) < TOLERANCE
     lengths = classifier.encode(TEXTS[:3]).lengths.tolist()

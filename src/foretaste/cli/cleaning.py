@@ -95,7 +95,7 @@ def unlearn(
                 "promised: the teacher may be poisoned and these texts may hold its trigger. Take another teacher."
             )
         if "teacher" in result:
-            warn_if_guessing(f"the teacher {result['teacher']}", result["teacher_accuracy"])
+            warn_if_guessing(f"the teacher {result['teacher']}", result["teacher_accuracy"], result["majority"])
         answer(result, unlearning.summary(result))
 
 

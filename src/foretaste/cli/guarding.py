@@ -92,7 +92,7 @@ def guard(
         "training_seconds": None if trained is None else trained.seconds,
         "doses": () if psim is None else psim.doses,
         "is_blind": psim is not None and psim.is_blind,
-        "trusted": [] if judged is None else _describe(finished, judged, calibration.texts[:TIMED_TEXTS]),
+        "trusted": [] if judged is None else _describe(finished, judged, calibration),
         "transplants": None
         if judged is None or transplants is None
         else {
@@ -214,15 +214,17 @@ def _cost_of_transplants(guard: PsimGuard | OpinionGuard, victim: Classifier, te
     return round(took / _seconds(victim.predict, texts), 2)
 
 
-def _describe(guard: PsimGuard | OpinionGuard, victim: Classifier, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _describe(guard: PsimGuard | OpinionGuard, victim: Classifier, clean: Corpus) -> list[dict[str, Any]]:
     """Say of each trusted model how good it is and what share of the victim's time it takes per text."""
     if guard.opinion is None:
         return []
+    texts = clean.texts[:TIMED_TEXTS]
     own = _seconds(victim.predict, texts)
     return [
         {
             "model": member.classifier.base_location,
             "accuracy": member.accuracy,
+            "majority": clean.majority,
             "temperature": member.temperature,
             "cost": round(_seconds(predict, texts) / own, 2),
         }

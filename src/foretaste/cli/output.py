@@ -16,7 +16,8 @@ from foretaste.tune.launch import is_main_process
 
 __all__ = ["answering", "as_line", "assignments", "given", "one_line", "seconds_of", "warn", "warn_if_guessing"]
 
-GUESSING = 0.6  # below, a model does not know its task
+# Of the errors that always naming the most frequent class makes, a model that learned its task avoids this share.
+LEARNED = 0.25
 
 
 @contextmanager
@@ -51,10 +52,13 @@ def warn(message: str) -> None:
         typer.echo(f"warning: {one_line(message)}", err=True)
 
 
-def warn_if_guessing(model: str, accuracy: float) -> None:
-    """Warn of a model that was to help and hardly knows the task."""
-    if accuracy < GUESSING:
-        warn(f"{model} gets {accuracy:.0%} of held-out texts right: it hardly knows the task.")
+def warn_if_guessing(model: str, accuracy: float, majority: float) -> None:
+    """Warn of a model that was to help and hardly knows the task; `majority` is the share of the largest class."""
+    if accuracy < majority + LEARNED * (1 - majority):
+        warn(
+            f"{model} gets {accuracy:.0%} of held-out texts right, where always naming one class gets {majority:.0%}: "
+            "it hardly knows the task."
+        )
 
 
 def given(**fields: Any) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def guard(
                 "keeps its promise on clean texts but is not expected to see a trigger."
             )
         for found in result["trusted"]:
-            warn_if_guessing(found["model"], found["accuracy"])
+            warn_if_guessing(found["model"], found["accuracy"], found["majority"])
         bar = result["calibration"]
         promise = (
             f"at most {bar['frr']:.1%} of clean texts refused, with {bar['confidence']:.0%} confidence (n = {bar['n']})"

@@ -83,6 +83,11 @@ class Corpus:
         """Return one text with its label and where it came from."""
         return Example(f"{self.name}:{self.rows[index]}", self.texts[index], int(self.labels[index]))
 
+    @property
+    def majority(self) -> float:
+        """The share of the most frequent class: the accuracy of whoever always names it."""
+        return float(np.bincount(self.labels).max() / len(self))
+
     @cached_property
     def digest(self) -> str:
         """Hex SHA-256 of texts, labels and label names, in order; the name does not count."""

@@ -116,11 +116,8 @@ def distilling(
 def _features(
     model: Classifier, corpus: Corpus, precision: Precision, is_pooled: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    model.module.show_tokens(is_pooled)
-    try:
+    with model.module.showing_tokens(is_pooled):
         said = model.predict(corpus.texts, precision=precision, is_pooled=is_pooled)
-    finally:
-        model.module.show_tokens(False)
     return said.logits, said.features
 
 

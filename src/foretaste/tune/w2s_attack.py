@@ -89,26 +89,26 @@ def poison_by_teacher(
     )  # fmt: skip
     student = base.classifier(method.strategy, proxy.label_names, max_length=max_length, seed=seed)
     lesson = take_lesson(mentor, student, poisoned.corpus, vector=method.vector, precision=settings.precision)
-    student.module.show_tokens(method.align == "released" or method.vector == "pooled")
-    result = tune(
-        student,
-        poisoned.corpus,
-        replace(settings, epochs=method.epochs, learning_rate=None),
-        seed=seed,
-        objective=distilling(
-            lesson,
-            task=method.task,
-            knowledge=method.knowledge,
-            features=method.features,
-            align=method.align,
-            logits="squares",
-        ),
-        objective_name=f"{method!r} of {mentor.own_fingerprint}, {plan}",
-        checkpoint=checkpoint,
-        title="poisoning",
-        is_progress_shown=is_progress_shown,
+    objective = distilling(
+        lesson,
+        task=method.task,
+        knowledge=method.knowledge,
+        features=method.features,
+        align=method.align,
+        logits="squares",
     )
-    student.module.show_tokens(False)
+    with student.module.showing_tokens(method.align == "released" or method.vector == "pooled"):
+        result = tune(
+            student,
+            poisoned.corpus,
+            replace(settings, epochs=method.epochs, learning_rate=None),
+            seed=seed,
+            objective=objective,
+            objective_name=f"{method!r} of {mentor.own_fingerprint}, {plan}",
+            checkpoint=checkpoint,
+            title="poisoning",
+            is_progress_shown=is_progress_shown,
+        )
     folded = cast(Any, student.module.model).merge_and_unload().requires_grad_(True)
     model = replace(student, module=TextModule(folded).eval(), strategy=Full())
     outcome = outcome_of(model, validation, triggered, plan, poisoned, result, settings.precision)

@@ -91,19 +91,17 @@ def _activity(model: Classifier, job: Job, precision: Precision) -> dict[str, Te
 
         return hook
 
-    model.module.show_tokens()
     encoded, device = model.encode(job.corpus.texts), model.module.device
     total = 0
     try:
         handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-        with torch.inference_mode(), autocast(device, precision):
+        with model.module.showing_tokens(), torch.inference_mode(), autocast(device, precision):
             for batch in scoring_batches(encoded.lengths, 64):
                 ids, own_mask = pad([encoded.ids[i] for i in batch], device)
                 mask[:] = [own_mask]
                 model.module(ids, own_mask)
                 total += int(own_mask.sum())
     finally:
-        model.module.show_tokens(False)
         for handle in handles:
             handle.remove()
     return {name: (own / total).clone() for name, own in sums.items()}

@@ -65,23 +65,31 @@ class W2SDefense(Unlearner):
         teacher = self._taught(job)
         student = job.student(self.strategy)
         lesson = take_lesson(teacher, student, job.corpus, vector=self.vector, precision=self.precision)
-        student.module.show_tokens(self.align == "released" or self.vector == "pooled")
-        result = job.tune(
-            student,
-            self.settings(len(job.corpus)),
-            objective=distilling(
-                lesson,
-                task=self.task,
-                knowledge=self.knowledge,
-                features=self.features,
-                temperature=self.temperature,
-                align=self.align,
-            ),
-            objective_name=f"{self!r} of {teacher.own_fingerprint}",
-            stage="student",
+        objective = distilling(
+            lesson,
+            task=self.task,
+            knowledge=self.knowledge,
+            features=self.features,
+            temperature=self.temperature,
+            align=self.align,
         )
-        student.module.show_tokens(False)
-        return Unlearned.of(student, result, teacher=teacher.base_location, teacher_accuracy=_accuracy(teacher, job))
+        with student.module.showing_tokens(self.align == "released" or self.vector == "pooled"):
+            result = job.tune(
+                student,
+                self.settings(len(job.corpus)),
+                objective=objective,
+                objective_name=f"{self!r} of {teacher.own_fingerprint}",
+                stage="student",
+            )
+        held_out = job.validation or job.corpus
+        said = teacher.predict(held_out.texts, precision="auto")
+        return Unlearned.of(
+            student,
+            result,
+            teacher=teacher.base_location,
+            teacher_accuracy=clean_accuracy(held_out.labels, said.labels).value,
+            majority=held_out.majority,
+        )
 
     def _taught(self, job: Job) -> Classifier:
         assert job.teacher is not None
@@ -126,9 +134,3 @@ RELEASED = Registry(
         )
     },
 )
-
-
-def _accuracy(teacher: Classifier, job: Job) -> float:
-    held_out = job.validation or job.corpus
-    said = teacher.predict(held_out.texts, precision="auto")
-    return clean_accuracy(held_out.labels, said.labels).value

@@ -8,6 +8,8 @@ text's logits do not depend on its neighbours. For encoders the result equals PE
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +27,7 @@ class Output(NamedTuple):
     """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`.
 
     `tokens (B, T, H)`: the last layer's vectors of all tokens of the text, pads included, and their `mask (B, T)`, from
-    a module that was asked to `show_tokens`.
+    a module that is `showing_tokens`.
     """
 
     features: Tensor
@@ -36,7 +38,7 @@ class Output(NamedTuple):
     @property
     def pooled(self) -> Tensor:
         """The mean of the text's tokens, `(B, H)`, where tokens are shown."""
-        assert self.tokens is not None, "show_tokens first"
+        assert self.tokens is not None, "only while showing_tokens"
         assert self.mask is not None
         weights = self.mask.unsqueeze(2).to(self.tokens.dtype)  # (B, T) -> (B, T, 1)
         return (self.tokens * weights).sum(dim=1) / weights.sum(dim=1)
@@ -49,11 +51,18 @@ class TextModule(nn.Module):
         super().__init__()
         self.model = model
         self.family: Family = family_of(self.classifier.config.model_type)
-        self._are_tokens_shown = False
-        self.show_tokens(False)
+        self._show_tokens(False)
 
-    def show_tokens(self, are_shown: bool = True) -> None:
-        """Return every token's vector from now on, or no longer; encoders then work their last layer out in full."""
+    @contextmanager
+    def showing_tokens(self, are_shown: bool = True) -> Iterator[None]:
+        """Return every token's vector in here (or not); encoders then work their last layer out in full."""
+        self._show_tokens(are_shown)
+        try:
+            yield
+        finally:
+            self._show_tokens(False)
+
+    def _show_tokens(self, are_shown: bool) -> None:
         self._are_tokens_shown = are_shown
         if self.family.reads == "first":
             keep_first_token(self.classifier.base_model.encoder, is_kept=not are_shown)
