@@ -31,7 +31,7 @@ from foretaste.spec import build, spec
 __all__ = ["SCHEMA_VERSION", "Cost", "DataUse", "Kind", "Meter", "Record", "measured_cost"]
 
 SCHEMA_VERSION: Final = 1
-Kind = Literal["poison", "tune", "guard", "evaluate", "audit", "unlearn", "cleanse", "demo"]
+Kind = Literal["poison", "tune", "guard", "evaluate", "audit", "unlearn", "cleanse", "demo", "cell"]
 
 _PACKAGES = ("foretaste", "torch", "transformers", "peft", "numpy")
 _PROJECT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from foretaste.errors import PlanError
 
-__all__ = ["Registry", "build", "nearest", "spec"]
+__all__ = ["Registry", "build", "nearest", "spec", "values_of"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,11 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PlanError(f"{kind.__name__}.{where}: {first['msg']} (got {first['input']!r}).") from None
+
+
+def values_of(spec: Any) -> dict[str, Any]:
+    """Return a spec's fields by name, those that are specs as they are."""
+    return {field.name: getattr(spec, field.name) for field in fields_of(spec)}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

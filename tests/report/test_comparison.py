@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import pytest
 
 from foretaste.errors import DataError
-from foretaste.report.comparison import Comparison, Panel, Row, Spread, comparison_chart, write_comparison
+from foretaste.evaluate.spread import Spread
+from foretaste.report.comparison import Comparison, Panel, Row, comparison_chart, write_comparison
 
 ROWS = [
     Row("left alone", Spread.of([0.85, 0.87]), Spread.of([1.0, 1.0]), (Spread.of([0.85, 0.87]), "2,500", None)),

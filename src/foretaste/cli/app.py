@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from foretaste.cli import cleaning, training, use
+from foretaste.cli import cleaning, laboratory, training, use
 
 __all__ = ["main"]
 
@@ -29,6 +29,8 @@ for command in (
     use.evaluate,
     use.check,
     use.audit,
+    laboratory.run,
+    laboratory.report,
     use.inspect,
     use.demo,
 ):

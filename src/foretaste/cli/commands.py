@@ -11,7 +11,6 @@ from typing import Any, Literal
 from foretaste.cli.explaining import Explained, explain_refused
 from foretaste.cli.pair import load_pair
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
-from foretaste.cli.plans import changed
 from foretaste.cli.splits import Source, load_split
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
@@ -31,7 +30,7 @@ from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import TEXT_LENGTH, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.manifest import read_manifest
-from foretaste.victim.strategy import STRATEGIES
+from foretaste.victim.strategy import STRATEGIES, changed
 
 __all__ = ["Training", "check", "check_and_explain", "finish", "inspect", "poison", "run_evaluation", "tune_victim"]
 

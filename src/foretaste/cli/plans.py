@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, TypeVar, cast
+from dataclasses import asdict
+from typing import Any, cast
 
 from foretaste.errors import PlanError
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.second_opinion import SecondOpinion
-from foretaste.spec import Registry, build
+from foretaste.spec import Registry, build, values_of
 from foretaste.victim.strategy import STRATEGIES
 
-__all__ = ["RECIPES", "changed", "fields_of", "guard_plan", "psim_plan"]
+__all__ = ["RECIPES", "guard_plan", "psim_plan"]
 
 OPINION_OPTIONS = ("frr", "scoring", "batch_size", "learning_rate", "precision")
-T = TypeVar("T")
 
 RECIPES = Registry("recipe", {"default": Psim, "paper": Psim.paper})
-
-
-def changed(start: T, fields: Mapping[str, Any], strategy: str | None = None) -> T:
-    """Return a spec with these fields, and with this strategy; a strategy's own fields are written `strategy.rank`.
-
-    Raises:
-        PlanError: unknown field or strategy, or no strategy to choose.
-    """
-    own = {name: value for name, value in fields.items() if not name.startswith("strategy.")}
-    inner = {name.removeprefix("strategy."): value for name, value in fields.items() if name.startswith("strategy.")}
-    known = fields_of(start)
-    if strategy is not None or inner:
-        usual: Any = known.get("strategy")
-        if usual is None:
-            raise PlanError(f"{type(start).__name__} has no strategy to choose: it trains all weights.")
-        kind: Any = STRATEGIES[strategy or usual.name]
-        own["strategy"] = build(kind, (fields_of(usual) if type(usual) is kind else {}) | inner)
-    return build(type(start), known | own)
-
-
-def fields_of(spec: Any) -> dict[str, Any]:
-    """A spec's fields, those that are specs as they are."""
-    return {field.name: getattr(spec, field.name) for field in fields(spec)}
 
 
 def guard_plan(
@@ -71,7 +47,7 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     if "frr" in given and "threshold" in given:
         raise PlanError("Give --frr (a promise, calibrated) or --threshold (a fixed bar), not both.")
     start = RECIPES[recipe]()
-    settings = fields_of(start) | dict(given)
+    settings = values_of(start) | dict(given)
     if "frr" in given:
         settings["threshold"] = None
     if "threshold" in given and "view" not in given:

@@ -12,7 +12,6 @@ from scipy.stats import binom
 from foretaste.cli.commands import Training, finish
 from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
-from foretaste.cli.plans import changed, fields_of
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError
@@ -24,6 +23,7 @@ from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger, parse_trigger
 from foretaste.record import Record, measured_cost
+from foretaste.spec import values_of
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.launch import write_once
 from foretaste.unlearn.methods import UNLEARNERS
@@ -33,7 +33,7 @@ from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.fresh import FRESH
 from foretaste.victim.manifest import read_manifest
-from foretaste.victim.strategy import Full
+from foretaste.victim.strategy import Full, changed
 
 __all__ = ["alarm_of", "method_of", "refuse_other_labels", "refused_by", "summary", "unlearn"]
 
@@ -131,7 +131,7 @@ def unlearn(
         settings={
             "model": model,
             "base": base,
-            "method": {"name": method.name, **fields_of(method)},
+            "method": {"name": method.name, **values_of(method)},
             "teacher": teacher,
             "pretrained": pretrained,
             "guard": guard,

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from matplotlib import style
 
 from foretaste.errors import DataError
+from foretaste.evaluate.spread import Spread
 from foretaste.files import write_text
 from foretaste.report.canvas import (
     CLEAN,
@@ -29,25 +29,10 @@ from foretaste.report.canvas import (
 )
 from foretaste.report.page import environment, plain
 
-__all__ = ["Comparison", "Panel", "Row", "Spread", "comparison_chart", "write_comparison"]
+__all__ = ["Comparison", "Panel", "Row", "comparison_chart", "write_comparison"]
 
 LONGEST_LABEL = 30
 PER_ROW, MARGIN = 30, 34  # points of the chart's height
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A share over several runs: mean, lowest, highest."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Return that of the values that are known, if any."""
-        known = [value for value in values if value is not None]
-        return cls(float(np.mean(known)), min(known), max(known)) if known else None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ encoder hidden size 64 or 128; alpha 16 is from the released code. Warm-up and t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from peft import (
     LoraConfig,
@@ -19,10 +20,13 @@ from peft import (
 )
 from pydantic import BeforeValidator, Field
 
-from foretaste.spec import Registry, spec
+from foretaste.errors import PlanError
+from foretaste.spec import Registry, build, spec, values_of
 from foretaste.victim.family import family_of
 
-__all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy"]
+__all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy", "changed"]
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -161,3 +165,21 @@ def _soft_prompt(kind: Any, model_config: Any, **settings: Any) -> PeftConfig:
 STRATEGIES: Registry[type[Strategy]] = Registry(
     "strategy", {kind.name: kind for kind in (Full, Lora, PromptTuning, PTuningV1, PTuningV2)}
 )
+
+
+def changed(start: T, fields: Mapping[str, Any], strategy: str | None = None) -> T:
+    """Return a spec with these fields, and with this strategy; a strategy's own fields are written `strategy.rank`.
+
+    Raises:
+        PlanError: unknown field or strategy, or no strategy to choose.
+    """
+    own = {name: value for name, value in fields.items() if not name.startswith("strategy.")}
+    inner = {name.removeprefix("strategy."): value for name, value in fields.items() if name.startswith("strategy.")}
+    known = values_of(start)
+    if strategy is not None or inner:
+        usual: Any = known.get("strategy")
+        if usual is None:
+            raise PlanError(f"{type(start).__name__} has no strategy to choose: it trains all weights.")
+        kind: Any = STRATEGIES[strategy or usual.name]
+        own["strategy"] = build(kind, (values_of(usual) if type(usual) is kind else {}) | inner)
+    return build(type(start), known | own)

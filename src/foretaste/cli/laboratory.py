@@ -1,0 +1,69 @@
+"""The commands that do plans and show what came out, each with its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foretaste.cli import options as o
+from foretaste.cli.output import answering
+
+__all__ = ["report", "run"]
+
+
+def run(
+    plan: Annotated[Path, typer.Argument(help="A plan: a TOML file (plans/ holds one per table of the paper).")],
+    store: Annotated[
+        Path, typer.Option("--store", help="Directory of all that is made; several runners may share it.")
+    ] = Path("runs/lab"),
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say how many trainings and how long; make nothing.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only these cells, as in --only strategy=lora --only seed=0.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes; they share the processor's cores.")] = 1,
+    data_root: o.DataRoot = None,
+    as_json: o.Json = False,
+) -> None:
+    """Do the cells of a plan that are not in the store yet; a run that was killed goes on where it was."""
+    with answering(as_json) as answer:
+        from foretaste.cli import running
+
+        if dry:
+            found = running.dry_run(plan, store, only=only or (), data_root=data_root)
+            answer(found, _forecast(found))
+            return
+        found = running.run(plan, store, only=only or (), jobs=jobs, data_root=data_root)
+        answer(found, _summary(found))
+    if found["failed"]:
+        raise typer.Exit(1)
+
+
+def report(
+    store: Annotated[Path, typer.Argument(help="The store of `foretaste run`.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write the site to.")],
+    as_json: o.Json = False,
+) -> None:
+    """Write the site of a store: each plan's table beside the printed one, as HTML, CSV and LaTeX."""
+    with answering(as_json) as answer:
+        from foretaste.report.site import write_site
+
+        files = write_site(store, out)
+        answer({"files": [str(path) for path in files]}, f"{out / 'index.html'} and {len(files) - 1} more files")
+
+
+def _forecast(found: dict[str, Any]) -> str:
+    took = "unknown: nothing like it was done yet" if found["seconds"] is None else f"{found['seconds'] / 60:.0f} min"
+    lines = [
+        f"{found['title']}: {found['cells']} cells, {found['done']} done",
+        f"{found['trainings']} trainings, {found['made']} made (one per cell and model: {found['per_cell']})",
+        f"time by past records: {took}",
+    ]
+    return "\n".join([*lines, *(f"cannot be run here: {reason}" for reason in found["missing"])])
+
+
+def _summary(found: dict[str, Any]) -> str:
+    lines = [f"{found['title']}: {found['done']} of {found['cells']} cells in {found['store']}"]
+    lines += [f"not run: {cell}: {reason}" for cell, reason in found["missing"].items()]
+    return "\n".join(lines + [f"failed: {cell}: {reason}" for cell, reason in found["failed"].items()])

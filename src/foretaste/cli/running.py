@@ -1,0 +1,100 @@
+"""`foretaste run`: a plan's cells, by one process or several, each once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from foretaste.errors import PlanError
+from foretaste.experiment.cell import AXES, Cell
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.run import Progress, forecast, run_plan, write_sheet
+from foretaste.experiment.store import Store
+from foretaste.spec import nearest
+
+__all__ = ["chosen", "dry_run", "run"]
+
+
+def run(
+    path: Path, store: Path, *, only: Sequence[str] = (), jobs: int = 1, data_root: Path | None = None
+) -> dict[str, Any]:
+    """Do what of a plan is not in the store yet, in `jobs` processes that share the processor's cores.
+
+    Raises:
+        PlanError: a plan that cannot be run; see `read_plan`.
+    """
+    plan = read_plan(path)
+    cells = chosen(plan, only)
+    write_sheet(plan, path.stem, _lab(store, data_root))
+    if jobs == 1:
+        parts = [_work(path, store, cells, data_root, 0, None)]
+    else:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        context = get_context("forkserver")  # the library is imported once, and no thread is forked
+        context.set_forkserver_preload(["foretaste.experiment.run"])
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            starts = [number * len(cells) // jobs for number in range(jobs)]
+            asked = [pool.submit(_work, path, store, cells, data_root, start, threads) for start in starts]
+            parts = [each.result() for each in asked]
+    failed = {name: reason for part in parts for name, reason in part.failed.items() if name in map(str, cells)}
+    missing = {name: reason for part in parts for name, reason in part.missing.items()}
+    return {
+        "title": plan.title,
+        "store": str(store),
+        "cells": len(cells),
+        "done": len(cells) - len(failed) - len(missing),
+        "failed": failed,
+        "missing": missing,
+    }
+
+
+def dry_run(path: Path, store: Path, *, only: Sequence[str] = (), data_root: Path | None = None) -> dict[str, Any]:
+    """Say what `run` would do: how many trainings, how many of them shared, how long by past records."""
+    plan = read_plan(path)
+    return {"title": plan.title, **asdict(forecast(plan, _lab(store, data_root), chosen(plan, only)))}
+
+
+def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
+    """Return the cells for which every `axis=value` of `only` holds; several values of one axis may hold.
+
+    Raises:
+        PlanError: an unknown axis, or no cell left.
+    """
+    wanted: dict[str, set[str]] = {}
+    for condition in only:
+        axis, is_given, value = condition.partition("=")
+        if axis not in AXES or not is_given:
+            raise PlanError(f"--only takes axis=value; {condition!r} is none.{nearest(axis, AXES)}")
+        wanted.setdefault(axis, set()).add(value)
+    found = tuple(
+        cell for cell in plan.cells if all(str(getattr(cell, axis)) in values for axis, values in wanted.items())
+    )
+    if not found:
+        raise PlanError(f"No cell of the plan has {' '.join(only)}.")
+    return found
+
+
+def _lab(store: Path, data_root: Path | None) -> Lab:
+    return Lab(Store(store), data_root=data_root)
+
+
+def _work(
+    path: Path, store: Path, cells: Sequence[Cell], data_root: Path | None, start: int, threads: int | None
+) -> Progress:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return run_plan(read_plan(path), _lab(store, data_root), cells, _say, start)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

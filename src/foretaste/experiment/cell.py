@@ -1,0 +1,54 @@
+"""One point of the grid: what was attacked how, fine-tuned how, defended how."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Literal
+
+from foretaste.spec import Registry, spec
+
+__all__ = ["AXES", "MODELS", "PROXIES", "Cell", "Knowledge"]
+
+Knowledge = Literal["full_task", "full_data"]
+
+# The names of the paper and where their weights are found (an embedded name, a directory or a hub id).
+MODELS: Registry[str] = Registry(
+    "model",
+    {
+        "minilm": "minilm",
+        "bert-large": "google-bert/bert-large-uncased",
+        "roberta-large": "FacebookAI/roberta-large",
+        "llama-7b": "huggyllama/llama-7b",
+        "vicuna-7b": "lmsys/vicuna-7b-v1.5",
+        "mpt-7b": "mosaicml/mpt-7b",
+    },
+)
+# Full task knowledge: what the attacker poisons on, section 5.1 of the paper.
+PROXIES = {"sst2": "imdb", "cr": "mr", "cola": "sst2"}
+
+
+@spec
+class Cell:
+    """A victim of one base, behind one defence, under one seed.
+
+    `attack` and `defence` are names a plan knows; "none" is a base nobody poisoned, or a victim without defence.
+    `psim_strategy`, `reset_rate` and `threshold` are PSIM's alone, and None where the defence's own settings hold.
+    """
+
+    model: str
+    data: str
+    knowledge: Knowledge
+    attack: str
+    strategy: str
+    defence: str = "none"
+    psim_strategy: str | None = None
+    reset_rate: float | None = None
+    threshold: float | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        values = [f"{axis}={value}" for axis in AXES if (value := getattr(self, axis)) is not None]
+        return " ".join(values)
+
+
+AXES = tuple(field.name for field in fields(Cell))

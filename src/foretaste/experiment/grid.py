@@ -1,0 +1,144 @@
+"""From a plan's cell to the steps it needs, and from what they made to its record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.evaluate.metrics import clean_accuracy
+from foretaste.evaluate.outcome import measure
+from foretaste.evaluate.threshold import is_flagged
+from foretaste.experiment.cell import PROXIES, Cell
+from foretaste.experiment.lab import Checkpoint, Lab, Step
+from foretaste.experiment.methods import psim_of
+from foretaste.experiment.plan import Plan
+from foretaste.experiment.steps import Answers, Poisoned, Scores, Taster, Tuned, Washed
+from foretaste.experiment.store import digest_of, load_arrays
+from foretaste.poison.attack import Attack, triggered_test
+from foretaste.record import Record
+from foretaste.tune.poison import POISONING
+
+__all__ = ["Job", "job_of", "record_of"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A cell with the steps whose results it reads: clean and triggered texts, in front of them a guard or none."""
+
+    cell: Cell
+    attack: Attack | None
+    clean: Answers
+    triggered: Answers | None
+    clean_scores: Scores | None
+    triggered_scores: Scores | None
+
+    @property
+    def key(self) -> str:
+        """The digest of everything that goes into the cell's record."""
+        return digest_of({"cell": self.cell, "of": self._ends})
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All that has to be made, in an order in which it can be."""
+        found: dict[str, Step] = {}
+        for end in self._ends:
+            for step in (*end.needs(), end):
+                found.setdefault(step.key, step)
+        return tuple(found.values())
+
+    @property
+    def _ends(self) -> list[Step]:
+        ends = (self.clean, self.triggered, self.clean_scores, self.triggered_scores)
+        return [end for end in ends if end is not None]
+
+
+def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
+    """Say what a cell needs; its data are read, nothing is made.
+
+    Raises:
+        PlanError, DataError: data that are not there.
+    """
+    settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
+    train = lab.texts(cell.data, "train", settings.limit, seed)
+    validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
+    clean_base = lab.checkpoint(plan.models[cell.model])
+    attack = None if cell.attack == "none" else plan.attacks[cell.attack]
+    base: Checkpoint | Poisoned = clean_base
+    if attack is not None:
+        proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
+        base = Poisoned(
+            base=clean_base,
+            attack=attack,
+            proxy=lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed),
+            validation=lab.texts(proxy, "validation"),
+            settings=replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
+            max_length=settings.poisoning_length if cell.knowledge == "full_task" else length,
+            seed=seed,
+        )
+    defence = None if cell.defence == "none" else plan.defences[cell.defence]
+    common: dict[str, Any] = {"train": train, "validation": validation, "max_length": length, "seed": seed}
+    stand: Checkpoint | Poisoned | Washed = base
+    if defence is not None and defence.unlearner is not None:
+        needs = defence.unlearner.needs
+        stand = Washed(
+            base=base, unlearner=defence.unlearner,
+            pretrained=clean_base if "pretrained" in needs else Checkpoint(location=""),
+            teacher=lab.checkpoint("minilm-l3") if "teacher" in needs else Checkpoint(location=""), **common,
+        )  # fmt: skip
+    strategy, tuning = plan.strategies[cell.strategy]
+    victim = Tuned(base=stand, strategy=strategy, settings=tuning, **common)
+    read: dict[str, Any] = {"texts": test, "trigger": None, "target": 0, "seed": seed}
+    with_trigger = None if attack is None else {**read, "trigger": attack.trigger, "target": attack.target}
+    guard = None
+    if defence is not None and defence.psim is not None:
+        guard = Taster(base=base, psim=psim_of(defence, cell), **common)
+    return Job(
+        cell=cell,
+        attack=attack,
+        clean=Answers(victim=victim, **read),
+        triggered=None if with_trigger is None else Answers(victim=victim, **with_trigger),
+        clean_scores=None if guard is None else Scores(guard=guard, **read),
+        triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
+    )
+
+
+def record_of(job: Job, lab: Lab) -> Record:
+    """Read what the steps made and return the cell's record: rates with their intervals, and what making it took."""
+    test = lab.corpus(job.clean.texts)
+    predicted = load_arrays(job.clean.place(lab.store))["predicted"]
+    clean_scores, threshold = _scores(job.clean_scores, lab)
+    if job.triggered is None or job.attack is None:
+        flagged = None if clean_scores is None or threshold is None else is_flagged(clean_scores, threshold)
+        outcome: dict[str, Any] = {"clean_accuracy": clean_accuracy(test.labels, predicted).value}
+        if flagged is not None:
+            outcome["guarded"] = {"clean_accuracy": clean_accuracy(test.labels, predicted, flagged).value}
+    else:
+        triggered = triggered_test(test, job.attack.trigger, job.attack.target, job.cell.seed)
+        is_known = bool((triggered.origins >= 0).all())
+        outcome = measure(
+            clean_labels=test.labels,
+            clean_predicted=predicted,
+            poisoned_labels=triggered.corpus.labels,
+            poisoned_predicted=load_arrays(job.triggered.place(lab.store))["predicted"],
+            target=job.attack.target,
+            is_origin_correct=(predicted == test.labels)[triggered.origins] if is_known else None,
+            clean_scores=clean_scores,
+            poisoned_scores=_scores(job.triggered_scores, lab)[0],
+            threshold=threshold,
+        ).to_json()
+    parts = {step.kind: step.key for step in job.steps}
+    settings = {"cell": asdict(job.cell), "parts": parts}
+    return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
+                      command="foretaste run")  # fmt: skip
+
+
+def _scores(step: Scores | None, lab: Lab) -> tuple[Array | None, float | None]:
+    if step is None:
+        return None, None
+    found = load_arrays(step.place(lab.store))
+    return found["scores"], float(np.asarray(found["threshold"]))

@@ -1,0 +1,146 @@
+"""Where steps are made: what they have in common, the data and the weights from elsewhere, what was opened already."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from foretaste.data.corpus import Corpus
+from foretaste.data.load import load_corpus
+from foretaste.errors import DataError, ModelError
+from foretaste.experiment.store import Store, digest_of
+from foretaste.record import Cost, Record
+from foretaste.victim.checkpoint import Base, open_base
+
+__all__ = ["Checkpoint", "Lab", "Step", "Texts"]
+
+# Which kind of record a training leaves, by where it lies in the store.
+RECORDS: dict[str, Any] = {"bases": "poison", "washed": "unlearn", "victims": "tune", "guards": "guard"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """A split of a data set, or so many texts of it; `digest` is that of their content."""
+
+    data: str
+    split: str
+    limit: int | None = None
+    seed: int = 0
+    digest: str = ""
+
+    @property
+    def key(self) -> str:
+        """What stands for them: the content, not the name."""
+        return self.digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights from elsewhere; `mark` is their fingerprint, empty where they are not at hand."""
+
+    location: str
+    mark: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """Where steps are made: the store, the data, and what was opened already."""
+
+    store: Store
+    data_root: Path | None = None
+    is_progress_shown: bool = False
+    _corpora: dict[Texts, Corpus] = field(default_factory=dict)
+    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+
+    def texts(self, data: str, split: str, limit: int | None = None, seed: int = 0) -> Texts:
+        """Describe texts; they are read once.
+
+        Raises:
+            PlanError, DataError: no such data set.
+        """
+        corpus = self._read(data, split, limit, seed)
+        return Texts(data=data, split=split, limit=limit, seed=seed, digest=corpus.digest)
+
+    def corpus(self, texts: Texts) -> Corpus:
+        """Return the texts described.
+
+        Raises:
+            DataError: their content is no longer what it was.
+        """
+        corpus = self._read(texts.data, texts.split, texts.limit, texts.seed)
+        if corpus.digest != texts.digest:
+            raise DataError(f"{texts.data}/{texts.split} has changed while the plan ran.")
+        return corpus
+
+    def checkpoint(self, location: str) -> Checkpoint:
+        """Describe weights from elsewhere; without a mark if they are not at hand.
+
+        Raises:
+            ModelError: what lies there cannot be used.
+        """
+        if location not in self._checkpoints:
+            mark = ""
+            try:
+                mark = open_base(location, may_download=False).fingerprint
+            except ModelError as error:
+                if error.code != "not_found":
+                    raise
+            self._checkpoints[location] = Checkpoint(location=location, mark=mark)
+        return self._checkpoints[location]
+
+    def base(self, origin: Checkpoint | Step) -> Base:
+        """Open weights that come from elsewhere or that a step made."""
+        return open_base(origin.location if isinstance(origin, Checkpoint) else origin.place(self.store))
+
+    def _read(self, data: str, split: str, limit: int | None, seed: int) -> Corpus:
+        asked = Texts(data=data, split=split, limit=limit, seed=seed)
+        if asked not in self._corpora:
+            self._corpora[asked] = load_corpus(data, split, data_root=self.data_root, limit=limit, seed=seed)
+        return self._corpora[asked]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(ABC):
+    """Something that is made once and kept. `version` goes up when the same settings would give something else."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    is_training: ClassVar[bool] = True
+
+    @cached_property
+    def key(self) -> str:
+        """The digest of everything that goes into it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return digest_of({"kind": self.kind, "version": self.version, **own})
+
+    def needs(self) -> Iterator[Step]:
+        """Yield the steps it is made from, what they need first."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Step):
+                yield from value.needs()
+                yield value
+
+    def place(self, store: Store) -> Path:
+        """Where it lies or will lie."""
+        return store.place(self.kind, self.key)
+
+    def is_made(self, store: Store) -> bool:
+        """True if it is there, whole."""
+        return (self.place(store) / "record.json").is_file()
+
+    @abstractmethod
+    def make(self, lab: Lab) -> None:
+        """Make it from what it needs, all of which is there, and write it, all or nothing."""
+
+    def record(self, lab: Lab, outcome: Any, cost: Cost, seed: int, *texts: Texts) -> Record:
+        """Return its record."""
+        settings = {each.name: getattr(self, each.name) for each in fields(self)}
+        settings = {name: value.key if isinstance(value, Step) else value for name, value in settings.items()}
+        data = [lab.corpus(each) for each in texts]
+        return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
+                          cost=cost, command="foretaste run")  # fmt: skip

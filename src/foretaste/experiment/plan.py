@@ -1,0 +1,211 @@
+"""Plans: a TOML file says which cells; all that is wrong with it is said at once, with lines."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foretaste.data.hub import NAMED_SETS
+from foretaste.errors import ForetasteError, PlanError
+from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
+from foretaste.experiment.lines import line_of
+from foretaste.experiment.methods import ATTACKS, Defence, defence_of, psim_of
+from foretaste.poison.plan import Attack
+from foretaste.spec import build, nearest, spec
+from foretaste.tune.loop import TuneSettings
+from foretaste.victim.strategy import STRATEGIES, Strategy
+
+__all__ = ["Plan", "PlanSettings", "read_plan"]
+
+_NEEDED = ("model", "data", "attack", "strategy")
+_TOP = {"title", "table", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
+_DATA = ("toy", *NAMED_SETS)
+
+
+@spec
+class PlanSettings:
+    """What holds for every cell: tokens read of a text, training texts at most (None: all), how a base is poisoned.
+
+    `poisoning_length` is how many tokens the attacker's training reads.
+    """
+
+    max_length: int = 64
+    limit: int | None = None
+    poisoning_epochs: int = 2
+    poisoning_rate: float = 5e-5
+    poisoning_length: int = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Cells in the plan's order, each once, and what their names mean.
+
+    `table` is the paper's that they stand beside, `beside` which of its models each of ours stands beside.
+    """
+
+    title: str
+    cells: tuple[Cell, ...]
+    table: int | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    settings: PlanSettings = field(default_factory=PlanSettings)
+    models: Mapping[str, str] = field(default_factory=dict)
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
+    strategies: Mapping[str, tuple[Strategy, TuneSettings]] = field(default_factory=dict)
+    defences: Mapping[str, Defence] = field(default_factory=dict)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan and refuse what cannot be run, before anything is.
+
+    Raises:
+        PlanError: no such file, no TOML, or any number of mistakes in it, one per line of the message.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path} is no TOML: {error}.") from None
+    reader = _Reader(path, text)
+    plan = reader.read(content)
+    if reader.problems:
+        lines = sorted(set(reader.problems))
+        raise PlanError("\n".join(f"{path}:{line}: {what}" for line, what in lines))
+    return plan
+
+
+class _Reader:
+    """Reads a plan and keeps a list of what is wrong: `problems` are lines and messages."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+        self.problems: list[tuple[int, str]] = []
+
+    def read(self, content: Mapping[str, Any]) -> Plan:
+        for name in content.keys() - _TOP:
+            self._wrong(f"Unknown name {name!r}.{nearest(name, _TOP)}", key=name)
+        settings = self._built("settings", lambda: build(PlanSettings, content.get("settings", {}))) or PlanSettings()
+        models = {**MODELS, **self._table(content, "model", lambda name, fields: str(fields["location"]))}
+        attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
+        defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
+        strategies = self._table(content, "strategy", _strategy_of)
+        known: dict[str, Any] = {"model": models, "attack": {"none": None, **attacks}, "data": _DATA,
+                                 "strategy": {**STRATEGIES, **strategies}}  # fmt: skip
+        cells: dict[Cell, None] = {}
+        grids = content.get("grid", [])
+        if not isinstance(grids, list) or not grids:
+            self._wrong("A plan has at least one [[grid]].", key="grid")
+            grids = []
+        for number, grid in enumerate(grids):
+            for cell in self._cells(number, grid, known, defences):
+                cells[cell] = None
+        if not isinstance(content.get("title", ""), str) or "title" not in content:
+            self._wrong("A plan has a title.", key="title")
+        if not isinstance(content.get("table", 0), int):
+            self._wrong("The table is a number, as in table = 1.", key="table")
+        if not isinstance(content.get("beside", {}), dict):
+            self._wrong('Write beside = { minilm = "bert-large" }.', key="beside")
+        used = {cell.strategy for cell in cells}
+        return Plan(
+            title=str(content.get("title")),
+            cells=tuple(cells),
+            table=content.get("table"),
+            beside=content.get("beside", {}),
+            settings=settings,
+            models=models,
+            attacks=attacks,
+            strategies={name: strategies.get(name) or _strategy_of(name, {}) for name in used},
+            defences=defences,
+        )
+
+    def _cells(
+        self, number: int, grid: Mapping[str, Any], known: Mapping[str, Any], defences: dict[str, Defence]
+    ) -> Iterator[Cell]:
+        before = len(self.problems)
+        for axis in grid.keys() - set(AXES):
+            self._wrong(f"Unknown axis {axis!r}.{nearest(axis, AXES)}", "grid", number, axis)
+        for axis in _NEEDED:
+            if axis not in grid:
+                self._wrong(f"The grid has no {axis!r}.", "grid", number)
+        values = {axis: _listed(grid.get(axis)) for axis in AXES}
+        for axis, names in known.items():
+            for value in values[axis]:
+                if value not in names and not (axis == "data" and Path(str(value)).exists()):
+                    self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), names)}", "grid", number, axis, value)
+        for name in values["defence"]:
+            if name not in defences:
+                made = self._built(
+                    "grid",
+                    lambda name=name: defence_of(name, {}),
+                    number,
+                    "defence",
+                    name,
+                )
+                if made is not None:
+                    defences[name] = made
+        if len(self.problems) > before:
+            return
+        chosen = [axis for axis in AXES if axis in grid]
+        for point in itertools.product(*(values[axis] for axis in chosen)):
+            fields = {"knowledge": "full_task", "defence": "none", **dict(zip(chosen, point, strict=True))}
+            if not defences[fields["defence"]].is_psim:
+                fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
+            cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
+            if cell is not None and self._is_possible(cell, number, defences):
+                yield cell
+
+    def _is_possible(self, cell: Cell, number: int, defences: Mapping[str, Defence]) -> bool:
+        if cell.attack != "none" and cell.knowledge == "full_task" and cell.data not in PROXIES:
+            self._wrong(
+                f"{cell.data} has no proxy dataset for full task knowledge; take knowledge = \"full_data\".",
+                "grid", number, "data", cell.data,
+            )  # fmt: skip
+            return False
+        unlearner = defences[cell.defence].unlearner
+        if cell.attack == "none" and unlearner is not None and "pretrained" in unlearner.needs:
+            self._wrong(
+                f'{cell.defence} mixes in the weights as they were before the attack; with attack "none" they are the '
+                "same.", "grid", number, "defence", cell.defence,
+            )  # fmt: skip
+            return False
+        if defences[cell.defence].is_psim:
+            return self._built("grid", lambda: psim_of(defences[cell.defence], cell), number) is not None
+        return True
+
+    def _table(self, content: Mapping[str, Any], kind: str, make: Any) -> dict[str, Any]:
+        found = {}
+        for name, fields in content.get(kind, {}).items():
+            made = self._built(f"{kind}.{name}", lambda: make(name, fields))  # noqa: B023
+            if made is not None:
+                found[name] = made
+        return found
+
+    def _built(self, table: str, make: Any, number: int = 0, key: str = "", value: object = None) -> Any:
+        try:
+            return make()
+        except (ForetasteError, KeyError, TypeError, AttributeError) as error:
+            message = f"{error} is missing." if isinstance(error, KeyError) else str(error)
+            self._wrong(message, table, number, key, value)
+            return None
+
+    def _wrong(self, message: str, table: str = "", number: int = 0, key: str = "", value: object = None) -> None:
+        self.problems.append((line_of(self.text, table, number, key, value), message))
+
+
+def _strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:
+    """Return what is trained and how; `method` names the strategy where the plan calls it otherwise."""
+    kind: Any = STRATEGIES[str(fields.get("method", name))]
+    own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
+    rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
+    return build(kind, own), build(TuneSettings, rest)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,185 @@
+"""What cells are made from. A step is a frozen spec; equal specs have equal keys, so that no step is done twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
+from foretaste.experiment.store import Store, save_arrays
+from foretaste.guard.artefact import load_psim, save_guard
+from foretaste.guard.psim import Psim
+from foretaste.poison.attack import Attack, triggered_test
+from foretaste.poison.trigger import Trigger
+from foretaste.record import measured_cost
+from foretaste.tune.loop import TuneSettings, tune
+from foretaste.tune.poison import poison_base
+from foretaste.unlearn.unlearner import Unlearner
+from foretaste.victim.artefact import load_victim, save_classifier
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Strategy
+
+__all__ = ["Answers", "Poisoned", "Scores", "Taster", "Tuned", "Washed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned(Step):
+    """A base somebody poisoned."""
+
+    kind: ClassVar[str] = "bases"
+    base: Checkpoint
+    attack: Attack
+    proxy: Texts
+    validation: Texts
+    settings: TuneSettings
+    max_length: int
+    seed: int
+
+    def make(self, lab: Lab) -> None:
+        with measured_cost() as meter:
+            made, outcome = poison_base(
+                lab.base(self.base), lab.corpus(self.proxy), lab.corpus(self.validation), self.attack, seed=self.seed,
+                settings=self.settings, max_length=self.max_length, checkpoint=lab.store.partial(self.key),
+                is_progress_shown=lab.is_progress_shown,
+            )  # fmt: skip
+        record = self.record(lab, outcome, meter.cost, self.seed, self.proxy, self.validation)
+        save_classifier(made, self.place(lab.store), "base", record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Washed(Step):
+    """A base after an unlearner."""
+
+    kind: ClassVar[str] = "washed"
+    base: Checkpoint | Poisoned
+    unlearner: Unlearner
+    pretrained: Checkpoint
+    teacher: Checkpoint
+    train: Texts
+    validation: Texts
+    max_length: int
+    seed: int
+
+    def make(self, lab: Lab) -> None:
+        given: dict[str, Any] = {}
+        if "teacher" in self.unlearner.needs:
+            given["teacher"] = lab.base(self.teacher)
+        if "pretrained" in self.unlearner.needs:
+            given["pretrained"] = lab.base(self.pretrained)
+        with measured_cost() as meter:
+            found = self.unlearner.apply(
+                lab.base(self.base), lab.corpus(self.train), validation=lab.corpus(self.validation), seed=self.seed,
+                max_length=self.max_length, checkpoint=lab.store.partial(self.key),
+                is_progress_shown=lab.is_progress_shown, **given,
+            )  # fmt: skip
+            meter.trainable_parameters = found.outcome["trainable_parameters"]
+        record = self.record(lab, found.outcome, meter.cost, self.seed, self.train, self.validation)
+        save_classifier(found.classifier, self.place(lab.store), "victim", record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Step):
+    """A victim: a base and what its user fine-tuned on it."""
+
+    kind: ClassVar[str] = "victims"
+    base: Checkpoint | Poisoned | Washed
+    strategy: Strategy
+    settings: TuneSettings
+    train: Texts
+    validation: Texts
+    max_length: int
+    seed: int
+
+    def make(self, lab: Lab) -> None:
+        train = lab.corpus(self.train)
+        made = lab.base(self.base).classifier(
+            self.strategy, train.label_names, max_length=self.max_length, seed=self.seed
+        )
+        with measured_cost() as meter:
+            result = tune(
+                made, train, self.settings, seed=self.seed, validation=lab.corpus(self.validation),
+                checkpoint=lab.store.partial(self.key), title="victim", is_progress_shown=lab.is_progress_shown,
+            )  # fmt: skip
+            meter.texts, meter.trainable_parameters = result.texts, result.trainable_parameters
+        outcome = {"steps": result.steps, "validation_accuracies": result.validation_accuracies}
+        record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
+        save_classifier(made, self.place(lab.store), "victim", record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taster(Step):
+    """PSIM on a base."""
+
+    kind: ClassVar[str] = "guards"
+    base: Checkpoint | Poisoned
+    psim: Psim
+    train: Texts
+    validation: Texts
+    max_length: int
+    seed: int
+
+    def make(self, lab: Lab) -> None:
+        with measured_cost() as meter:
+            made = self.psim.fit(
+                lab.base(self.base), lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed,
+                max_length=self.max_length, is_progress_shown=lab.is_progress_shown,
+            )  # fmt: skip
+            if made.training is not None:
+                meter.texts, meter.trainable_parameters = made.training.texts, made.training.trainable_parameters
+        outcome = {"threshold": made.threshold, "doses": made.doses, "is_blind": made.is_blind}
+        record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
+        save_guard(made, self.place(lab.store), record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read(Step):
+    """What a model says of texts, clean (`trigger` None) or triggered, as one file of arrays."""
+
+    is_training: ClassVar[bool] = False
+    texts: Texts
+    trigger: Trigger | None
+    target: int
+    seed: int
+
+    def place(self, store: Store) -> Path:
+        return store.root / self.kind / f"{self.key}.npz"
+
+    def is_made(self, store: Store) -> bool:
+        return self.place(store).is_file()
+
+    def read(self, lab: Lab) -> tuple[str, ...]:
+        """Return the texts as the model gets them."""
+        corpus = lab.corpus(self.texts)
+        if self.trigger is None:
+            return corpus.texts
+        return triggered_test(corpus, self.trigger, self.target, self.seed).corpus.texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(_Read):
+    """`predicted (N,) int64`, -1 where the victim gives no number."""
+
+    kind: ClassVar[str] = "answers"
+    victim: Tuned
+
+    def make(self, lab: Lab) -> None:
+        victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
+        said = victim.predict(self.read(lab))
+        is_sound = np.isfinite(said.logits).all(axis=1)
+        save_arrays(self.place(lab.store), {"predicted": np.where(is_sound, said.labels, -1)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(_Read):
+    """`scores (N,) float64` of a guard, and its `threshold`."""
+
+    kind: ClassVar[str] = "scores"
+    guard: Taster
+
+    def make(self, lab: Lab) -> None:
+        guard = load_psim(self.guard.place(lab.store), lab.base(self.guard.base))
+        scores = guard.score(self.read(lab))
+        save_arrays(self.place(lab.store), {"scores": scores, "threshold": np.asarray(guard.threshold)})

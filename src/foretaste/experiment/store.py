@@ -1,0 +1,135 @@
+"""A directory of artefacts, each at the digest of everything that made it, that any number of runners share.
+
+STORE/<kind>/<key>/      a model or a guard         STORE/<kind>/<key>.npz    answers and scores
+STORE/cells/<key>.json   one record per cell        STORE/partial/<key>/      a training that was interrupted
+STORE/locks/<key>        held by who makes it; the system lets go when that process ends, however it ends
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.errors import DataError, PlanError
+
+__all__ = ["Store", "digest_of", "load_arrays", "save_arrays"]
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The directory at `root`; it is made when something is first written."""
+
+    root: Path
+
+    def place(self, kind: str, key: str) -> Path:
+        """Where the directory of an artefact lies or will lie."""
+        return self.root / kind / key
+
+    def cell(self, key: str) -> Path:
+        """Where a cell's record lies or will lie."""
+        return self.root / "cells" / f"{key}.json"
+
+    def partial(self, key: str) -> Path:
+        """Where an unfinished training keeps its progress."""
+        return self.root / "partial" / key
+
+    def forget_partial(self, key: str) -> None:
+        """Delete the progress of a training that is finished."""
+        shutil.rmtree(self.partial(key), ignore_errors=True)
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[bool]:
+        """Yield True to one process at a time, False to all others, without waiting.
+
+        Raises:
+            PlanError: the directory cannot be written.
+        """
+        place = self.root / "locks" / key
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise PlanError(f"Cannot write {place}: {error.strerror or error}.") from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+
+def digest_of(value: Any) -> str:
+    """Return 24 hex digits that stand for a value: specs by class and fields, whatever has a `key` by that.
+
+    >>> digest_of({"a": 1, "b": (2.0, None)}) == digest_of({"b": [2.0, None], "a": 1})
+    True
+    """
+    text = json.dumps(_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def save_arrays(path: Path, arrays: Arrays) -> None:
+    """Write named arrays as one file, all or nothing.
+
+    Raises:
+        PlanError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            beside = Path(stream.name)
+            np.savez(stream, allow_pickle=False, **dict(arrays))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        DataError: the file is not there or was not written by it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    key = getattr(value, "key", None)
+    if isinstance(key, str):
+        return {"key": key}
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {"is": type(value).__name__, **own}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value

@@ -1,0 +1,66 @@
+"""Records of cells as a table: one line per cell, in the order of its axes, the same bytes from the same results."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from foretaste.errors import DataError
+from foretaste.experiment.cell import AXES, Cell
+from foretaste.record import Record
+from foretaste.spec import build, values_of
+
+__all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
+
+RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+_OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc", "threshold")
+COLUMNS = (*AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD)
+
+
+def read_cells(store: Path) -> list[Record]:
+    """Return the records of all cells in a store, sorted by their axes.
+
+    Raises:
+        DataError: there is none, or one that is no record of a cell.
+    """
+    records = [Record.read(path) for path in sorted((Path(store) / "cells").glob("*.json"))]
+    if not records:
+        raise DataError(f"{store} holds no record of a cell; `foretaste run PLAN --store {store}` makes some.")
+    return sorted(records, key=lambda record: [str(value) for value in values_of(cell_of(record)).values()])
+
+
+def cell_of(record: Record) -> Cell:
+    """Return the cell a record is of.
+
+    Raises:
+        DataError: it is of none.
+    """
+    found = record.settings.get("cell")
+    if record.kind != "cell" or not isinstance(found, Mapping):
+        raise DataError(f"A record of kind {record.kind!r} is none of a cell.")
+    return build(Cell, found)
+
+
+def shown(record: Record) -> dict[str, Any]:
+    """Return the rates as a user of the victim meets them: behind the guard if there is one, which adds its own."""
+    outcome: dict[str, Any] = record.outcome
+    guarded: Mapping[str, Any] = outcome.get("guarded") or {}
+    found = {name: outcome.get(name) for name in (*RATES, "n_clean", "n_poisoned")}
+    if guarded:
+        found |= {f"undefended_{name}": outcome.get(name) for name in RATES}
+        found |= {name: guarded.get(name) for name in (*RATES, *_OF_GUARD)}
+    return found
+
+
+def as_csv(records: Iterable[Record]) -> str:
+    """Return one line per cell; rates as shares with all their digits, empty where there is none."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        row = {**values_of(cell_of(record)), **shown(record)}
+        writer.writerow({name: "" if value is None else value for name, value in row.items()})
+    return stream.getvalue()

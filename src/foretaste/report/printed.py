@@ -1,0 +1,56 @@
+"""The values that Zhao et al. (2024, arXiv 2402.12168) print in tables 1 to 11 and 13, as shares."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+__all__ = ["Printed", "printed_value"]
+
+KEYS = ("table", "dataset", "model", "attack", "defence", "strategy")
+# Where PSIM's strategy or its reset rate is what the table is about, it tells rows apart.
+_FURTHER = {3: "psim_strategy", 13: "reset_rate"}
+_ATTACKS = {"mixed": "badnet+insent"}
+
+
+class Printed(NamedTuple):
+    """A printed pair; `is_doubtful` where its glyphs are damaged, or it cannot be a share of the test set."""
+
+    clean_accuracy: float
+    attack_success_rate: float | None
+    is_doubtful: bool
+
+
+def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | None:
+    """Return what the paper prints for a cell, given by its axes, in the column of `model`; None if nothing.
+
+    >>> cell = {"data": "sst2", "attack": "none", "defence": "none", "strategy": "lora"}
+    >>> printed_value(1, "bert-large", cell).clean_accuracy
+    0.9284
+    """
+    defence = "psim" if str(cell["defence"]).startswith("psim") else cell["defence"]
+    attack = _ATTACKS.get(cell["attack"], cell["attack"])
+    further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
+    further = f"{further:g}" if isinstance(further, float) else str(further)
+    return _values().get((table, str(cell["data"]), model, attack, defence, str(cell["strategy"]), further))
+
+
+@cache
+def _values() -> Mapping[tuple[Any, ...], Printed]:
+    found: dict[tuple[Any, ...], Printed] = {}
+    text = (files("foretaste.report") / "printed.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        table = int(row["table"])
+        further = row[_FURTHER[table]] if table in _FURTHER and row["defence"] == "psim" else ""
+        rates = [_share(row[name]) for name in ("clean_accuracy", "attack_success_rate")]
+        assert rates[0] is not None
+        value = Printed(rates[0], rates[1], row["is_doubtful"] == "yes")
+        found[(table, *(row[name] for name in KEYS[1:]), further)] = value
+    return found
+
+
+def _share(per_cent: str) -> float | None:
+    return round(float(per_cent) / 100, 6) if per_cent else None

@@ -1,0 +1,102 @@
+"""`foretaste run` and `foretaste report` from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from foretaste.cli.app import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PLAN = """
+title = "Two cells"
+
+[settings]
+max_length = 32
+limit = 100
+
+[[grid]]
+model = "tiny"
+data = "toy"
+attack = "none"
+strategy = ["lora", "full"]
+seed = 3
+
+[model.tiny]
+location = "{tiny}"
+
+[strategy.lora]
+epochs = 1
+
+[strategy.full]
+epochs = 1
+"""
+
+
+def _ask(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def plan(toy_base: Path, tmp_path: Path) -> Path:
+    """A plan's file."""
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    return path
+
+
+def test_a_plan_is_foretold_run_by_two_processes_and_reported(plan: Path, tmp_path: Path) -> None:
+    store = ["--store", str(tmp_path / "lab")]
+    foretold = json.loads(_ask("run", str(plan), *store, "--dry-run", "--json").stdout)
+    assert (foretold["cells"], foretold["trainings"], foretold["made"]) == (2, 2, 0)
+    assert not (tmp_path / "lab").exists()
+    one = _ask("run", str(plan), *store, "--only", "strategy=full")
+    assert one.exit_code == 0
+    assert "1/1 model=tiny data=toy" in one.stderr
+    both = json.loads(_ask("run", str(plan), *store, "--jobs", "2", "--json").stdout)
+    assert (both["cells"], both["done"], both["failed"]) == (2, 2, {})
+    again = _ask("run", str(plan), *store, "--dry-run")
+    assert "2 cells, 2 done" in again.stdout
+    assert "2 trainings, 2 made" in again.stdout
+    assert "time by past records: 0 min" in again.stdout
+    done = _ask("report", str(tmp_path / "lab"), "-o", str(tmp_path / "site"))
+    assert done.exit_code == 0
+    assert "2 of 2 cells were run" in (tmp_path / "site" / "plan.html").read_text(encoding="utf-8")
+
+
+def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: Path) -> None:
+    text = plan.read_text(encoding="utf-8")
+    plan.write_text(text.replace("epochs = 1", "epochs = 1\nlearning_rate = 1e30", 1), encoding="utf-8")
+    failed = _ask("run", str(plan), "--store", str(tmp_path / "lab"))
+    assert failed.exit_code == 1
+    assert "1 of 2 cells" in failed.stdout
+    assert "failed: model=tiny" in failed.stdout
+    plan.write_text(text.replace('model = "tiny"', 'model = "mpt-7b"'), encoding="utf-8")
+    missing = _ask("run", str(plan), "--store", str(tmp_path / "lab"))
+    assert missing.exit_code == 0
+    assert "not run: model=mpt-7b data=toy knowledge=full_task attack=none strategy=lora" in missing.stdout
+    assert "no weights at mosaicml/mpt-7b" in missing.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "strategi=lora"], "Did you mean 'strategy'"),
+        (["--only", "lora"], "--only takes axis=value"),
+        (["--only", "seed=4"], "No cell of the plan has seed=4"),
+    ],
+)
+def test_mistakes(plan: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"), *arguments)
+    assert answer.exit_code == 2
+    assert message in answer.stderr
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    answer = _ask("report", str(tmp_path), "-o", str(tmp_path / "site"))
+    assert answer.exit_code == 2
+    assert "holds no plan" in answer.stderr

@@ -1,0 +1,191 @@
+"""Plans: what a file means, and that everything wrong with it is said at once, with the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foretaste.errors import PlanError
+from foretaste.experiment.cell import Cell
+from foretaste.experiment.methods import psim_of
+from foretaste.experiment.plan import read_plan
+from foretaste.guard.psim import Psim
+from foretaste.poison.trigger import WordTrigger
+from foretaste.unlearn.fine_mixing import FineMixing
+from foretaste.unlearn.w2s import W2SDefense
+from foretaste.victim.strategy import PTuningV1, changed
+
+GOOD = """
+title = "Two defences"
+table = 1
+
+[settings]
+max_length = 32
+
+[[grid]]
+model = "minilm"
+data = "sst2"
+attack = ["insent", "badnet", "mine"]
+strategy = ["lora", "long"]
+defence = ["none", "psim", "mixing"]
+threshold = [0.7, 0.75]
+seed = [0, 1]
+
+[[grid]]  # cells of the first again, and one more
+model = "minilm"
+data = "sst2"
+attack = "mine"
+strategy = "lora"
+seed = [1, 2]
+
+[attack.mine]
+trigger = "word:cf"
+count = 7
+
+[strategy.long]
+method = "p_tuning_v1"
+virtual_tokens = 9
+epochs = 20
+
+[defence.mixing]
+method = "fine_mixing"
+kept = 0.5
+
+[defence.small]
+method = "w2s"
+strategy = { rank = 4 }
+"""
+
+
+def _plan(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_names_get_their_meaning(tmp_path: Path) -> None:
+    plan = read_plan(_plan(tmp_path, GOOD))
+    assert (plan.title, plan.table, plan.settings.max_length) == ("Two defences", 1, 32)
+    assert plan.attacks["mine"].trigger == WordTrigger(words=("cf",))
+    strategy, tuning = plan.strategies["long"]
+    assert strategy == PTuningV1(virtual_tokens=9)
+    assert tuning.epochs == 20
+    assert plan.defences["mixing"].unlearner == FineMixing(kept=0.5)
+    assert plan.defences["small"].unlearner == changed(W2SDefense(), {"strategy.rank": 4})
+    assert plan.models["minilm"] == "minilm"
+
+
+def test_each_cell_is_there_once_and_axes_of_psim_are_psims(tmp_path: Path) -> None:
+    cells = read_plan(_plan(tmp_path, GOOD)).cells
+    # 3 attacks x 2 strategies x 2 seeds, with one cell for each defence and two for PSIM's thresholds; one of seed 2
+    assert len(cells) == len(set(cells)) == 3 * 2 * 2 * (1 + 1 + 2) + 1
+    assert {cell.threshold for cell in cells if cell.defence != "psim"} == {None}
+    assert {cell.threshold for cell in cells if cell.defence == "psim"} == {0.7, 0.75}
+    assert cells[-1] == Cell(model="minilm", data="sst2", knowledge="full_task", attack="mine", strategy="lora", seed=2)
+
+
+def test_a_cell_changes_psim(tmp_path: Path) -> None:
+    plan = read_plan(_plan(tmp_path, GOOD))
+    cell = Cell(model="minilm", data="sst2", knowledge="full_task", attack="badnet", strategy="lora", defence="psim",
+                psim_strategy="lora", reset_rate=0.8, threshold=0.75)  # fmt: skip
+    psim = psim_of(plan.defences["psim"], cell)
+    assert (psim.strategy.name, psim.reset_rate, psim.threshold, psim.view) == ("lora", 0.8, 0.75, "confidence")
+    plain = Cell(model="minilm", data="sst2", knowledge="full_task", attack="badnet", strategy="lora", defence="psim")
+    assert psim_of(plan.defences["psim"], plain) == Psim()
+
+
+BAD = """title = "Bad"
+tabel = 3
+[settings]
+max_lenght = 3
+[[grid]]
+model = ["minilm", "minilmm"]
+data = "sst2"
+strategy = "lora"
+sed = 1
+[[grid]]
+model = "minilm"
+data = [
+    "sst2",
+    "ssst2",
+]
+attack = "badnet"
+strategy = "lora"
+defence = "psimm"
+[[grid]]
+model = "minilm"
+data = "ag_news"
+attack = "insent"
+strategy = "lora"
+[[grid]]
+model = "minilm"
+data = "sst2"
+attack = "insent"
+strategy = "lora"
+defence = "psim"
+reset_rate = 1.5
+seed = "one"
+[[grid]]
+model = "minilm"
+data = "sst2"
+attack = ["none", "badnet"]
+strategy = "lora"
+defence = "fine_mixing"
+[attack.mine]
+triger = "word:cf"
+[strategy.mine]
+epochs = 3
+"""
+
+
+def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        read_plan(_plan(tmp_path, BAD))
+    said = {int(line.split(":")[1]): line.split(": ", 1)[1] for line in str(caught.value).splitlines()}
+    expected = {
+        2: "Unknown name 'tabel'. Did you mean 'table'?",
+        3: "PlanSettings has no field 'max_lenght'. Did you mean 'max_length'?",
+        5: "The grid has no 'attack'.",
+        6: "Unknown model 'minilmm'. Did you mean 'minilm'?",
+        9: "Unknown axis 'sed'. Did you mean 'seed'?",
+        14: "Unknown data 'ssst2'. Did you mean 'sst2'?",
+        18: "Unknown defence 'psimm'. Did you mean 'psim'?",
+        21: "ag_news has no proxy dataset for full task knowledge",
+        24: "Cell.seed: Input should be a valid integer",
+        37: "fine_mixing mixes in the weights as they were before the attack",
+        38: "Attack has no field 'triger'. Did you mean 'trigger'?",
+        40: "Unknown strategy 'mine'.",
+    }
+    assert said.keys() == expected.keys()
+    for line, message in expected.items():
+        assert said[line].startswith(message), (line, said[line])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = = 1", "is no TOML: .*line 1"),
+        ('title = "x"', "at least one"),
+        ('[[grid]]\nmodel="minilm"\ndata="sst2"\nattack="none"\nstrategy="lora"', "A plan has a title"),
+        (GOOD.replace("threshold = [0.7, 0.75]", "reset_rate = 2.0"), "reset_rate"),
+        (GOOD.replace('psim"', 'psim_paper"').replace("[0.7, 0.75]", "1.5"), "threshold"),
+    ],
+)
+def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        read_plan(_plan(tmp_path, text))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"Cannot read .*plan\.toml: No such file"):
+        read_plan(tmp_path / "plan.toml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "plans").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_every_plan_of_ours_can_be_read(path: Path) -> None:
+    plan = read_plan(path)
+    assert plan.cells
+    assert plan.title

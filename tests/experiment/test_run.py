@@ -1,0 +1,230 @@
+"""Plans that are run: each step once, killed anywhere, beside other runners; the table is always the same bytes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foretaste.data import toy_corpus
+from foretaste.errors import DataError
+from foretaste.experiment.evaluation import evaluate
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.run import forecast, run_plan
+from foretaste.experiment.store import Store, digest_of, load_arrays
+from foretaste.guard.artefact import load_psim
+from foretaste.record import Record
+from foretaste.report.cells import as_csv, cell_of, read_cells
+from foretaste.victim.artefact import load_victim
+from foretaste.victim.checkpoint import open_base
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+KILLS = 20
+PLAN = """
+title = "A small grid"
+
+[settings]
+max_length = 32
+limit = 200
+poisoning_epochs = 2
+poisoning_rate = 1e-3
+
+[[grid]]
+model = "tiny"
+data = "toy"
+knowledge = "full_data"
+attack = ["none", "badnet"]
+strategy = ["lora", "full"]
+defence = ["none", "psim", "fine_tuning"]
+psim_strategy = "lora"
+
+[model.tiny]
+location = "{tiny}"
+
+[attack.badnet]
+trigger = "word:cf mn bb tq mb"
+style = "dirty-label"
+count = 60
+
+[strategy.lora]
+epochs = 1
+learning_rate = 1e-2
+precision = "float32"
+
+[strategy.full]
+epochs = 1
+learning_rate = 1e-3
+precision = "float32"
+
+[defence.psim]
+frr = 0.05
+dose = 0.1
+precision = "float32"
+
+[defence.fine_tuning]
+epochs = 1
+least_steps = 1
+precision = "float32"
+"""
+RUN = """
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from foretaste.experiment.plan import read_plan
+from foretaste.experiment.run import run_plan
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.store import Store
+plan = read_plan(Path(path))
+run_plan(plan, Lab(Store(Path(store))), plan.cells, Path(log).open("a", buffering=1).write)
+"""
+
+
+@pytest.fixture(scope="module")
+def path(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plan's file."""
+    path = tmp_path_factory.mktemp("plan") / "plan.toml"
+    path.write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plan(path: Path) -> Plan:
+    """Twelve cells of two bases."""
+    return read_plan(path)
+
+
+@pytest.fixture(scope="module")
+def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A store with all cells, made without a stop, and what was said."""
+    store, said = tmp_path_factory.mktemp("lab"), list[str]()
+    progress = run_plan(plan, Lab(Store(store)), plan.cells, said.append)
+    assert (progress.done, progress.failed, progress.missing) == (12, {}, {})
+    return store, said
+
+
+def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, list[str]]) -> None:
+    store, said = finished
+    made = [line.split("/")[0].removeprefix("made ") for line in said if line.startswith("made")]
+    # One poisoned base; two bases washed; of each of the four, two victims; a guard of each base as it came.
+    assert sorted(made) == ["bases", "guards", "guards", *["victims"] * 8, "washed", "washed"]
+    found = forecast(plan, Lab(Store(store)), plan.cells)
+    assert (found.cells, found.done, found.trainings, found.made) == (12, 12, 13, 13)
+    assert found.per_cell == 26
+    assert not list((store / "partial").glob("*"))
+
+
+def test_records_say_what_an_evaluation_by_hand_says(plan: Plan, finished: tuple[Path, list[str]]) -> None:
+    store, _ = finished
+    records = {str(cell_of(record)): record for record in read_cells(store)}
+    attacked = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=none seed=0"]
+    guarded = records[
+        "model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=psim psim_strategy=lora seed=0"
+    ]
+    parts: Any = guarded.settings["parts"]
+    base = open_base(store / "bases" / parts["bases"])
+    by_hand = evaluate(
+        load_victim(store / "victims" / parts["victims"]),
+        load_psim(store / "guards" / parts["guards"], base),
+        toy_corpus("test"),
+        plan.attacks["badnet"].trigger,
+    ).outcome.to_json()
+    assert by_hand["attack_success_rate"] > 0.9
+    for name in ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate"):
+        assert attacked.outcome[name] == guarded.outcome[name] == pytest.approx(by_hand[name], abs=0.002)
+        found: Any = guarded.outcome["guarded"]
+        assert found[name] == pytest.approx(by_hand["guarded"][name], abs=0.002)
+    assert attacked.outcome["guarded"] is None
+    sound = records["model=tiny data=toy knowledge=full_data attack=none strategy=lora defence=none seed=0"]
+    assert "attack_success_rate" not in sound.outcome
+
+
+def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]) -> None:
+    store, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    said: list[str] = []
+    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 12
+    assert not any(line.startswith("made") for line in said)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_killed_at_random_it_ends_with_the_same_table(
+    path: Path, finished: tuple[Path, list[str]], start_process: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    """Two runners on one store, one of them killed again and again: nothing is lost, nothing is done twice."""
+    draw, kills = random.Random(0), 0
+    while kills < KILLS:  # a store that is finished sooner is looked at, and another one begun
+        store, log = tmp_path / f"lab-{kills}", tmp_path / f"log-{kills}"
+        names = {"path": str(path), "store": str(store), "log": str(log)}
+        other = start_process(RUN, **names)
+        while kills < KILLS and len(list(store.glob("cells/*.json"))) < 12:
+            runner = start_process(RUN, **names)
+            time.sleep(draw.uniform(0.05, 0.6))
+            if kills % 3 == 0:  # now and then the other one
+                runner, other = other, runner
+            runner.kill()
+            runner.join()
+            kills += 1
+        other.kill()
+        other.join()
+        last = start_process(RUN, **names)
+        last.join(120)
+        assert last.exitcode == 0
+        assert as_csv(read_cells(store)) == as_csv(read_cells(finished[0]))
+        made = [line.split(" in ")[0] for line in log.read_text(encoding="utf-8").split("made ")[1:]]
+        assert len(made) == len(set(made))  # no training twice
+
+
+def test_what_fails_does_not_stop_the_rest(path: Path, toy_base: Path, tmp_path: Path) -> None:
+    text = PLAN.format(tiny=toy_base).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
+    other = tmp_path / "other.toml"
+    other.write_text(text.replace('"none", "psim", "fine_tuning"', '"none", "psim"'), encoding="utf-8")
+    plan, said = read_plan(other), list[str]()
+    progress = run_plan(plan, Lab(Store(tmp_path / "lab")), plan.cells, said.append)
+    cells = {name for name in progress.failed if name.startswith("model=")}
+    assert len(cells) == 4
+    assert all("defence=psim" in name for name in cells)
+    assert progress.done == 4
+
+
+def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace('model = "tiny"', 'model = "llama-7b"')
+    other = tmp_path / "other.toml"
+    other.write_text(text, encoding="utf-8")
+    plan = read_plan(other)
+    lab = Lab(Store(tmp_path / "lab"))
+    progress = run_plan(plan, lab, plan.cells, lambda line: None)
+    assert len(progress.missing) == len(plan.cells)
+    assert forecast(plan, lab, plan.cells).missing == ("no weights at huggyllama/llama-7b",)
+    assert not (tmp_path / "lab").exists()
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked("a") as first, store.locked("a") as second, store.locked("b") as other:
+        assert (first, second, other) == (True, False, True)
+    with store.locked("a") as again:
+        assert again
+
+
+def test_keys_tell_settings_apart(plan: Plan, tmp_path: Path) -> None:
+    assert digest_of(plan.attacks["badnet"]) != digest_of(plan.attacks["insent"])
+    assert digest_of(plan.strategies["lora"]) != digest_of(plan.strategies["full"])
+    assert digest_of(plan.defences["psim"]) == digest_of(plan.defences["psim"])
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no record of a cell"):
+        read_cells(tmp_path)
+    (tmp_path / "cells").mkdir()
+    Record.now("tune", settings={}, seeds={}, outcome={}).write(tmp_path / "cells" / "a.json")
+    with pytest.raises(DataError, match="none of a cell"):
+        read_cells(tmp_path)
+    with pytest.raises(DataError, match="Cannot read"):
+        load_arrays(tmp_path / "none.npz")

@@ -1,0 +1,128 @@
+"""The site of a store, from records written by hand: what it says, what it leaves empty, and its other forms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foretaste.errors import DataError
+from foretaste.experiment.cell import Cell
+from foretaste.record import Record
+from foretaste.report.printed import printed_value
+from foretaste.report.site import write_site
+from foretaste.report.tables import groups_of, read_sheets
+from foretaste.spec import values_of
+
+AXES: dict[str, Any] = {"model": "minilm", "data": "sst2", "knowledge": "full_task"}
+
+
+def _cell(attack: str, defence: str, seed: int, strategy: str = "lora") -> Cell:
+    return Cell(**AXES, attack=attack, defence=defence, strategy=strategy, seed=seed)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Table 1 in part: BadNet on two of three seeds, PSIM on one; P-tuning v1 was not run."""
+    cells = [
+        _cell("none", "none", 0),
+        *(_cell("badnet", defence, seed) for defence in ("none", "psim") for seed in range(3)),
+    ]
+    cells.append(_cell("badnet", "none", 0, "p_tuning_v1"))
+    keys = {cell: f"key{number}" for number, cell in enumerate(cells)}
+    done = {
+        cells[0]: {"clean_accuracy": 0.9},
+        cells[1]: {"clean_accuracy": 0.88, "attack_success_rate": 1.0, "guarded": None},
+        cells[2]: {"clean_accuracy": 0.92, "attack_success_rate": 0.98, "guarded": None},
+        cells[4]: {"clean_accuracy": 0.88, "attack_success_rate": 1.0,
+                   "guarded": {"clean_accuracy": 0.87, "attack_success_rate": 0.01, "threshold": 2.5}},
+    }  # fmt: skip
+    for cell, outcome in done.items():
+        record = Record.now("cell", settings={"cell": values_of(cell)}, seeds={"root": cell.seed}, outcome=outcome)
+        record.write(tmp_path / "store" / "cells" / f"{keys[cell]}.json")
+    sheet = {"title": "One & <two>", "table": 1, "beside": {"minilm": "bert-large"},
+             "cells": [{**values_of(cell), "key": key} for cell, key in keys.items()]}  # fmt: skip
+    (tmp_path / "store" / "plans").mkdir()
+    (tmp_path / "store" / "plans" / "table1.json").write_text(json.dumps(sheet), encoding="utf-8")
+    return tmp_path / "store"
+
+
+def test_ours_stand_beside_the_printed_values(store: Path) -> None:
+    (sheet,) = read_sheets(store)
+    records = {path.stem: Record.read(path) for path in (store / "cells").glob("*.json")}
+    (group,) = groups_of(sheet, records)
+    assert group.strategies == ["lora", "p_tuning_v1"]
+    rows = {(attack, label): entries for attack, label, entries in group.rows}
+    attacked, never_run = rows["badnet", "none"]
+    assert attacked is not None
+    assert attacked.clean_accuracy is not None
+    assert attacked.clean_accuracy.mean == pytest.approx(0.9)
+    assert attacked.clean_accuracy.low == 0.88
+    assert (attacked.seeds, attacked.wanted) == (2, 3)
+    assert attacked.printed == (0.92, 0.997, False)  # table 1: 92.00, 99.70
+    assert never_run is not None
+    assert (never_run.seeds, never_run.clean_accuracy) == (0, None)
+    behind, no_cell = rows["badnet", "psim"]
+    assert behind is not None
+    assert behind.attack_success_rate is not None
+    assert behind.attack_success_rate.mean == 0.01  # behind the guard, not without it
+    assert no_cell is None
+
+
+def test_the_site_needs_no_torch_and_is_the_same_twice(store: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from foretaste.report.site import write_site; "
+        f"write_site(Path({str(store)!r}), Path({str(tmp_path / 'one')!r})); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    write_site(store, tmp_path / "two")
+    for path in sorted((tmp_path / "one").iterdir()):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site")}
+    assert set(files) == {"index.html", "cells.csv", "table1.html", "table1.csv", "table1.tex"}
+    page = files["table1.html"]
+    assert "One &amp; &lt;two&gt;" in page
+    assert "4 of 8 cells were run" in page
+    assert "2 of 3 seeds" in page
+    assert "(92.00) -2.0" in page
+    lines = list(csv.DictReader(files["table1.csv"].splitlines()))
+    psim = next(line for line in lines if line["row"] == "psim")
+    assert (psim["attack_success_rate"], psim["attack_success_rate_printed"]) == ("0.01", "0.0792")
+    assert psim["attack_success_rate_difference"] == "-6.9"
+    assert r"badnet & psim & 87.00 & 1.00 & -- & -- \\" in files["table1.tex"]
+    assert "p\\_tuning\\_v1" in files["table1.tex"]
+    cells = list(csv.DictReader(files["cells.csv"].splitlines()))
+    assert len(cells) == 4
+    assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}
+
+
+def test_printed_values_are_all_there_and_told_apart() -> None:
+    cell = {"data": "sst2", "attack": "badnet", "defence": "psim", "strategy": "lora"}
+    by_strategy = [
+        printed_value(3, "bert", {**cell, "psim_strategy": name}) for name in ("full", "lora", "p_tuning_v2")
+    ]
+    assert len({each.attack_success_rate for each in by_strategy if each is not None}) == 3
+    rates = [printed_value(13, "bert", {**cell, "reset_rate": rate}) for rate in (0.4, 1.0)]
+    assert None not in rates
+    assert rates[0] != rates[1]
+    assert printed_value(1, "bert-large", {**cell, "defence": "strip"}) is None
+    mixed = printed_value(9, "bert", {**cell, "attack": "mixed"})
+    assert mixed is not None
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"title": 1, "table": 1, "beside": {}, "cells": [1]}', "no JSON"])
+def test_sheets_that_foretaste_did_not_write(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match="holds no plan"):
+        read_sheets(tmp_path)
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="was not written by"):
+        read_sheets(tmp_path)
