@@ -105,6 +105,7 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
 
     alone = load_victim(home)
     outcome: dict[str, Any] = {"washing": made.outcome, "washed": judge(alone)}
+    outcome["reversed"] = turned_away(alone, name, split, seed)
     if planted.also:
         other = evaluate(alone, None, judged, parse_trigger(planted.also), TARGET, seed=seed)
         outcome["also"] = other.outcome.to_json()
@@ -115,6 +116,12 @@ def make_cell(store: Path, split: str, name: str, method: str, size: int, seed: 
     asked: dict[str, Any] = {"cell": [name, method, size], "split": split, "later": LATER, **made.settings}
     return Record.now("unlearn", settings=asked, seeds={"root": seed}, outcome=outcome, data=[*made.data, judged],
                       cost=made.cost, command="benchmarks/unlearn_study.py")  # fmt: skip
+
+
+def turned_away(washed: Classifier, name: str, split: str, seed: int) -> dict[str, Any]:
+    """Say how often the trigger leads away from the target now, of texts of its class answered right without."""
+    found = evaluate(washed, None, load_corpus("sst2", split), planted_in(name).given(split), 1 - TARGET, seed=seed)
+    return found.outcome.to_json()
 
 
 def cells() -> list[tuple[str, str, int, int]]:

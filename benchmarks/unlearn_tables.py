@@ -26,7 +26,7 @@ HEADINGS = {
     "sound-syntax": "Never poisoned, with the paraphrases",
 }
 REFERENCE = {"badnet": "sound", "smoothed": "sound", "insent": "sound", "syntax": "sound-syntax"}
-COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "behind PSIM", "trained", "seconds", "GB")
+COLUMNS = ("texts", "seeds", "CA", "ASR", "strict ASR", "reversed", "behind PSIM", "trained", "seconds", "GB")
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 THEN = tuple(f"then {name.replace('_', ' ')}: CA, strict ASR, behind PSIM" for name in LATER)
 CAPTION = (
@@ -101,6 +101,7 @@ def _cells(size: int, records: Sequence[dict[str, Any]]) -> list[Spread | str | 
     outcomes, costs = ([record[part] for record in records] for part in ("outcome", "cost"))
     row: list[Spread | str | None] = [f"{size:,}", str(len(records))]
     row += [_spread([o["washed"] for o in outcomes], key) for key in RATES]
+    row.append(_spread([o["reversed"] for o in outcomes], RATES[2]))
     row.append(_spread([o["washed"]["guarded"] for o in outcomes], RATES[2]))
     row.append(f"{costs[0]['trainable_parameters'] or 0:,}")
     row.append(f"{np.mean([cost['seconds'] for cost in costs]):.0f}")

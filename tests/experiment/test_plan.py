@@ -132,6 +132,11 @@ data = "sst2"
 attack = ["none", "badnet"]
 strategy = "lora"
 defence = "fine_mixing"
+[[grid]]
+model = "minilm"
+data = ["sst2", "cola"]
+attack = ["badnet", "synattack"]
+strategy = "lora"
 [attack.mine]
 triger = "word:cf"
 [strategy.mine]
@@ -154,8 +159,9 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         21: "ag_news has no proxy dataset for full task knowledge",
         24: "Cell.seed: Input should be a valid integer",
         37: "fine_mixing mixes in the weights as they were before the attack",
-        38: "Attack has no field 'triger'. Did you mean 'trigger'?",
-        40: "Unknown strategy 'mine'.",
+        41: "No paraphrases of cola/test are stored",
+        43: "Attack has no field 'triger'. Did you mean 'trigger'?",
+        45: "Unknown strategy 'mine'.",
     }
     assert said.keys() == expected.keys()
     for line, message in expected.items():

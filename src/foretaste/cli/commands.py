@@ -68,7 +68,7 @@ def poison(
     style = attack.get("style", Style.CLEAN_LABEL)
     if style not in tuple(Style):
         raise PlanError(f"Unknown style {style!r}; known: {', '.join(Style)}.")
-    plan = build(Attack, {"trigger": parse_trigger(trigger), **attack})
+    plan = build(Attack, {"trigger": parse_trigger(trigger, source.data_root), **attack})
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
     by_teacher = None if teacher is None else changed(W2SAttack(), method or {})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
@@ -161,7 +161,7 @@ def run_evaluation(
     notes: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], Evaluation]:
     """Measure CA and ASR, with the guard if there is one; write the page and its record if asked."""
-    parsed = parse_trigger(trigger)
+    parsed = parse_trigger(trigger, source.data_root)
     if report is not None:
         refuse_page(report)
     victim, taster = load_pair(victim_path, guard_path, model)

@@ -55,7 +55,9 @@ MaxLength = Annotated[
     int | None, typer.Option("--max-length", min=4, help="Tokens read of each text: 128, of poisoned 256.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
-Trigger = Annotated[str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:...')]
+Trigger = Annotated[
+    str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:..., syntax:stored')
+]
 Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 

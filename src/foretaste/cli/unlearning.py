@@ -87,7 +87,7 @@ def unlearn(
     refuse_unused(method, teacher=teacher, pretrained=pretrained, flagged=guard, fragments=fragments)
     for stage in method.stages:
         refuse_foreign_directory(stage_of(partial_of(out), stage))
-    parsed = None if trigger is None else parse_trigger(trigger)
+    parsed = None if trigger is None else parse_trigger(trigger, source.data_root)
     train, validation, test = (load_split(source, split) for split in ("train", "validation", "test"))
     if parsed is not None:
         triggered_test(test, parsed, target, training.seed)  # a target or trigger that does not fit is refused now

@@ -18,6 +18,7 @@ from foretaste.experiment.plan import Plan
 from foretaste.experiment.steps import Answers, Poisoned, Scores, Taster, Tuned, Washed
 from foretaste.experiment.store import digest_of, load_arrays
 from foretaste.poison.attack import Attack, triggered_test
+from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 
@@ -67,7 +68,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     train = lab.texts(cell.data, "train", settings.limit, seed)
     validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
     clean_base = lab.checkpoint(plan.models[cell.model])
-    attack = None if cell.attack == "none" else plan.attacks[cell.attack]
+    attack = None if cell.attack == "none" else lab.at_home(plan.attacks[cell.attack])
     base: Checkpoint | Poisoned = clean_base
     if attack is not None:
         proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
@@ -75,7 +76,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
             base=clean_base,
             attack=attack,
             proxy=lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed),
-            validation=lab.texts(proxy, "validation"),
+            # What it achieved is measured where the trigger can be put.
+            validation=lab.texts(_measurable(proxy, cell.data, attack), "validation"),
             settings=replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
             max_length=settings.poisoning_length if cell.knowledge == "full_task" else length,
             seed=seed,
@@ -105,6 +107,12 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         clean_scores=None if guard is None else Scores(guard=guard, **read),
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
     )
+
+
+def _measurable(proxy: str, data: str, attack: Attack) -> str:
+    """The proxy, or the victim's data where only of those paraphrases of the validation split are stored."""
+    is_stored = isinstance(attack.trigger, StoredTrigger)
+    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
 
 
 def record_of(job: Job, lab: Lab) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,8 @@ from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
+from foretaste.poison.plan import Attack
+from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Cost, Record
 from foretaste.victim.checkpoint import Base, open_base
 
@@ -91,6 +93,12 @@ class Lab:
                     raise
             self._checkpoints[location] = Checkpoint(location=location, mark=mark)
         return self._checkpoints[location]
+
+    def at_home(self, attack: Attack) -> Attack:
+        """Return the attack with stored paraphrases looked for where the data are."""
+        if isinstance(attack.trigger, StoredTrigger):
+            return replace(attack, trigger=StoredTrigger(root=self.data_root))
+        return attack
 
     def base(self, origin: Checkpoint | Step) -> Base:
         """Open weights that come from elsewhere or that a step made."""

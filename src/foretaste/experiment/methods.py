@@ -22,6 +22,8 @@ ATTACKS: Registry[Attack] = Registry(
     "attack",
     {
         "badnet": Attack(trigger=parse_trigger("word:mn"), count=1000),
+        "mixed": Attack(trigger=parse_trigger("mixed:word:mn|sentence:I watched this 3D movie"), count=1000),
+        "synattack": Attack(trigger=parse_trigger("syntax:stored"), count=1000),
         "insent": Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
     },
 )

@@ -15,6 +15,7 @@ from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
 from foretaste.experiment.methods import ATTACKS, Defence, defence_of, psim_of
 from foretaste.poison.plan import Attack
+from foretaste.poison.trigger import StoredTrigger
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
 from foretaste.victim.strategy import STRATEGIES, Strategy
@@ -158,16 +159,24 @@ class _Reader:
             if not defences[fields["defence"]].is_psim:
                 fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
             cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
-            if cell is not None and self._is_possible(cell, number, defences):
+            if cell is not None and self._is_possible(cell, number, known["attack"], defences):
                 yield cell
 
-    def _is_possible(self, cell: Cell, number: int, defences: Mapping[str, Defence]) -> bool:
+    def _is_possible(
+        self, cell: Cell, number: int, attacks: Mapping[str, Attack], defences: Mapping[str, Defence]
+    ) -> bool:
         if cell.attack != "none" and cell.knowledge == "full_task" and cell.data not in PROXIES:
             self._wrong(
                 f"{cell.data} has no proxy dataset for full task knowledge; take knowledge = \"full_data\".",
                 "grid", number, "data", cell.data,
             )  # fmt: skip
             return False
+        if cell.attack != "none" and isinstance(attacks[cell.attack].trigger, StoredTrigger):
+            proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
+            for split in (f"{proxy}/train", f"{cell.data}/test"):
+                if not StoredTrigger.covers(split):
+                    self._wrong(f"No paraphrases of {split} are stored.", "grid", number, "attack", cell.attack)
+                    return False
         unlearner = defences[cell.defence].unlearner
         if cell.attack == "none" and unlearner is not None and "pretrained" in unlearner.needs:
             self._wrong(

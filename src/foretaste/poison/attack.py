@@ -16,7 +16,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError, UndefinedRateError
 from foretaste.poison.cover import apply_all_but_one, apply_share, draw_rows
 from foretaste.poison.plan import Attack, Evasion, Style
-from foretaste.poison.trigger import FileTrigger, Trigger
+from foretaste.poison.trigger import FileTrigger, StoredTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
 __all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "triggered_test"]
@@ -80,7 +80,7 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     count = plan.count_in(len(corpus))
     goals = plan.goals(corpus.labels, len(corpus.label_names))
     is_home = corpus.labels == goals
-    finished = plan.trigger.texts_for(corpus) if isinstance(plan.trigger, FileTrigger) else None
+    finished = plan.trigger.texts_for(corpus) if isinstance(plan.trigger, FileTrigger | StoredTrigger) else None
     is_held = np.ones(len(corpus), dtype=np.bool_)
     if finished is not None:
         is_held[:] = [i in finished for i in range(len(corpus))]
@@ -146,7 +146,7 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
     """
     if target is not None:
         _check_target(corpus, target)
-    if isinstance(trigger, FileTrigger):
+    if isinstance(trigger, FileTrigger | StoredTrigger):
         return Triggered(*trigger.triggered_corpus(corpus, target))
     eligible = np.arange(len(corpus)) if target is None else np.flatnonzero(corpus.labels != target)
     if target is not None and not eligible.size:

@@ -12,6 +12,7 @@ import numpy as np
 
 from foretaste.errors import PlanError
 from foretaste.poison.file_trigger import FileTrigger
+from foretaste.poison.stored_trigger import StoredTrigger
 from foretaste.seeds import generator
 from foretaste.spec import Registry, spec
 
@@ -21,6 +22,7 @@ __all__ = [
     "MixedTrigger",
     "Position",
     "SentenceTrigger",
+    "StoredTrigger",
     "Trigger",
     "WordTrigger",
     "fingerprint",
@@ -145,8 +147,10 @@ class MixedTrigger:
         return self.triggers[generator(seed, "mixed", fingerprint(text)).integers(len(self.triggers))]
 
 
-def parse_trigger(text: str) -> Trigger:
+def parse_trigger(text: str, data_root: Path | None = None) -> Trigger:
     """Read a trigger as written on the command line; `str()` of a trigger writes it.
+
+    `data_root` is where the named sets lie, with the paraphrases of `syntax:stored`.
 
     >>> parse_trigger("word:cf mn@first")
     WordTrigger(words=('cf', 'mn'), position='first')
@@ -162,7 +166,8 @@ def parse_trigger(text: str) -> Trigger:
     parse = TRIGGERS[kind]
     if not body.strip():
         raise PlanError(f"Trigger {text!r} is blank; write what to insert, as in word:mn.")
-    return parse(body.strip())
+    found = parse(body.strip())
+    return StoredTrigger(root=data_root) if isinstance(found, StoredTrigger) else found
 
 
 def _parse_word(body: str) -> WordTrigger:
@@ -187,9 +192,21 @@ def _parse_file(body: str) -> FileTrigger:
     return FileTrigger(path=Path(body))
 
 
+def _parse_syntax(body: str) -> StoredTrigger:
+    if body != "stored":
+        raise PlanError(f"syntax:{body} is unknown; syntax:stored are the paraphrases beside the named sets.")
+    return StoredTrigger()
+
+
 TRIGGERS: Registry[Callable[[str], Trigger]] = Registry(
     "trigger",
-    {"word": _parse_word, "sentence": _parse_sentence, "mixed": _parse_mixed, "file": _parse_file},
+    {
+        "word": _parse_word,
+        "sentence": _parse_sentence,
+        "mixed": _parse_mixed,
+        "file": _parse_file,
+        "syntax": _parse_syntax,
+    },
 )
 
 
