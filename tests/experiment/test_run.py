@@ -42,7 +42,7 @@ data = "toy"
 knowledge = "full_data"
 attack = ["none", "badnet"]
 strategy = ["lora", "full"]
-defence = ["none", "psim", "fine_tuning"]
+defence = ["none", "psim", "fine_tuning", "dan"]
 psim_strategy = "lora"
 
 [model.tiny]
@@ -67,6 +67,9 @@ precision = "float32"
 frr = 0.05
 dose = 0.1
 precision = "float32"
+
+[defence.dan]
+frr = 0.05
 
 [defence.fine_tuning]
 epochs = 1
@@ -96,7 +99,7 @@ def path(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(path: Path) -> Plan:
-    """Twelve cells of two bases."""
+    """Sixteen cells of two bases."""
     return read_plan(path)
 
 
@@ -105,7 +108,7 @@ def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A store with all cells, made without a stop, and what was said."""
     store, said = tmp_path_factory.mktemp("lab"), list[str]()
     progress = run_plan(plan, Lab(Store(store)), plan.cells, said.append)
-    assert (progress.done, progress.failed, progress.missing) == (12, {}, {})
+    assert (progress.done, progress.failed, progress.missing) == (16, {}, {})
     return store, said
 
 
@@ -115,8 +118,8 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
     # One poisoned base; two bases washed; of each of the four, two victims; a guard of each base as it came.
     assert sorted(made) == ["bases", "guards", "guards", *["victims"] * 8, "washed", "washed"]
     found = forecast(plan, Lab(Store(store)), plan.cells)
-    assert (found.cells, found.done, found.trainings, found.made) == (12, 12, 13, 13)
-    assert found.per_cell == 26
+    assert (found.cells, found.done, found.trainings, found.made) == (16, 16, 13, 13)
+    assert found.per_cell == 32
     assert not list((store / "partial").glob("*"))
 
 
@@ -141,6 +144,11 @@ def test_records_say_what_an_evaluation_by_hand_says(plan: Plan, finished: tuple
         found: Any = guarded.outcome["guarded"]
         assert found[name] == pytest.approx(by_hand["guarded"][name], abs=0.002)
     assert attacked.outcome["guarded"] is None
+    rival = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=dan seed=0"]
+    far_apart: Any = rival.outcome["guarded"]
+    assert far_apart["false_rejection_rate"] < 0.15  # 5 % promised
+    assert rival.outcome["attack_success_rate"] == attacked.outcome["attack_success_rate"]
+    assert far_apart["attack_success_rate"] < by_hand["attack_success_rate"]
     sound = records["model=tiny data=toy knowledge=full_data attack=none strategy=lora defence=none seed=0"]
     assert "attack_success_rate" not in sound.outcome
 
@@ -149,7 +157,7 @@ def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]
     store, _ = finished
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     said: list[str] = []
-    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 12
+    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 16
     assert not any(line.startswith("made") for line in said)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
 
@@ -163,7 +171,7 @@ def test_killed_at_random_it_ends_with_the_same_table(
         store, log = tmp_path / f"lab-{kills}", tmp_path / f"log-{kills}"
         names = {"path": str(path), "store": str(store), "log": str(log)}
         other = start_process(RUN, **names)
-        while kills < KILLS and len(list(store.glob("cells/*.json"))) < 12:
+        while kills < KILLS and len(list(store.glob("cells/*.json"))) < 16:
             runner = start_process(RUN, **names)
             time.sleep(draw.uniform(0.05, 0.6))
             if kills % 3 == 0:  # now and then the other one
@@ -184,7 +192,7 @@ def test_killed_at_random_it_ends_with_the_same_table(
 def test_what_fails_does_not_stop_the_rest(path: Path, toy_base: Path, tmp_path: Path) -> None:
     text = PLAN.format(tiny=toy_base).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
     other = tmp_path / "other.toml"
-    other.write_text(text.replace('"none", "psim", "fine_tuning"', '"none", "psim"'), encoding="utf-8")
+    other.write_text(text.replace('"none", "psim", "fine_tuning", "dan"', '"none", "psim"'), encoding="utf-8")
     plan, said = read_plan(other), list[str]()
     progress = run_plan(plan, Lab(Store(tmp_path / "lab")), plan.cells, said.append)
     cells = {name for name in progress.failed if name.startswith("model=")}

@@ -15,7 +15,7 @@ from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import psim_of
 from foretaste.experiment.plan import Plan
-from foretaste.experiment.steps import Answers, Poisoned, Scores, Taster, Tuned, Washed
+from foretaste.experiment.steps import Answers, Poisoned, RivalScores, Scores, Taster, Tuned, Washed
 from foretaste.experiment.store import digest_of, load_arrays
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import StoredTrigger
@@ -37,6 +37,7 @@ class Job:
     triggered: Answers | None
     clean_scores: Scores | None
     triggered_scores: Scores | None
+    rival: RivalScores | None
 
     @property
     def key(self) -> str:
@@ -54,7 +55,7 @@ class Job:
 
     @property
     def _ends(self) -> list[Step]:
-        ends = (self.clean, self.triggered, self.clean_scores, self.triggered_scores)
+        ends = (self.clean, self.triggered, self.clean_scores, self.triggered_scores, self.rival)
         return [end for end in ends if end is not None]
 
 
@@ -99,6 +100,10 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     guard = None
     if defence is not None and defence.psim is not None:
         guard = Taster(base=base, psim=psim_of(defence, cell), **common)
+    rival = None
+    if defence is not None and defence.rival is not None:
+        texts = {**read, "trigger": None, "target": 0} if with_trigger is None else with_trigger
+        rival = RivalScores(victim=victim, rival=defence.rival, train=train, validation=validation, **texts)
     return Job(
         cell=cell,
         attack=attack,
@@ -106,6 +111,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         triggered=None if with_trigger is None else Answers(victim=victim, **with_trigger),
         clean_scores=None if guard is None else Scores(guard=guard, **read),
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
+        rival=rival,
     )
 
 
@@ -119,7 +125,7 @@ def record_of(job: Job, lab: Lab) -> Record:
     """Read what the steps made and return the cell's record: rates with their intervals, and what making it took."""
     test = lab.corpus(job.clean.texts)
     predicted = load_arrays(job.clean.place(lab.store))["predicted"]
-    clean_scores, threshold = _scores(job.clean_scores, lab)
+    clean_scores, triggered_scores, threshold = _scores(job, lab)
     if job.triggered is None or job.attack is None:
         flagged = None if clean_scores is None or threshold is None else is_flagged(clean_scores, threshold)
         outcome: dict[str, Any] = {"clean_accuracy": clean_accuracy(test.labels, predicted).value}
@@ -136,7 +142,7 @@ def record_of(job: Job, lab: Lab) -> Record:
             target=job.attack.target,
             is_origin_correct=(predicted == test.labels)[triggered.origins] if is_known else None,
             clean_scores=clean_scores,
-            poisoned_scores=_scores(job.triggered_scores, lab)[0],
+            poisoned_scores=triggered_scores,
             threshold=threshold,
         ).to_json()
     parts = {step.kind: step.key for step in job.steps}
@@ -145,8 +151,13 @@ def record_of(job: Job, lab: Lab) -> Record:
                       command="foretaste run")  # fmt: skip
 
 
-def _scores(step: Scores | None, lab: Lab) -> tuple[Array | None, float | None]:
-    if step is None:
-        return None, None
-    found = load_arrays(step.place(lab.store))
-    return found["scores"], float(np.asarray(found["threshold"]))
+def _scores(job: Job, lab: Lab) -> tuple[Array | None, Array | None, float | None]:
+    """The guard's scores of clean and of triggered texts, and its threshold."""
+    if job.rival is not None:
+        found = load_arrays(job.rival.place(lab.store))
+        return found["clean"], found["triggered"], float(np.asarray(found["threshold"]))
+    if job.clean_scores is None:
+        return None, None, None
+    clean = load_arrays(job.clean_scores.place(lab.store))
+    triggered = None if job.triggered_scores is None else load_arrays(job.triggered_scores.place(lab.store))["scores"]
+    return clean["scores"], triggered, float(np.asarray(clean["threshold"]))

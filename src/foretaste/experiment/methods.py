@@ -9,6 +9,8 @@ from typing import Any
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.rival import Rival
+from foretaste.guard.rivals import RIVALS
 from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
 from foretaste.spec import Registry, nearest, spec
@@ -33,9 +35,10 @@ GIVEN = {"teacher", "pretrained"}  # what an unlearner may need
 
 @spec
 class Defence:
-    """One of: PSIM in front of the victim, an unlearner before it is tuned, nothing."""
+    """One of: PSIM or a rival in front of the victim, an unlearner before it is tuned, nothing."""
 
     psim: Psim | None = None
+    rival: Rival | None = None
     unlearner: Unlearner | None = None
 
     @property
@@ -60,8 +63,10 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
         return Defence()
     if method in RECIPES:
         return Defence(psim=changed(RECIPES[method](), own, strategy))
+    if method in RIVALS:
+        return Defence(rival=changed(RIVALS[method](), own, strategy))
     if method not in UNLEARNERS:
-        raise PlanError(f"Unknown defence {method!r}.{nearest(method, ['none', *RECIPES, *UNLEARNERS])}")
+        raise PlanError(f"Unknown defence {method!r}.{nearest(method, ['none', *RECIPES, *RIVALS, *UNLEARNERS])}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:
         raise PlanError(f"{method} needs {' and '.join(sorted(lacking))}, which a plan does not give.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.experiment.store import Store, save_arrays
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim
+from foretaste.guard.rival import Rival
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.record import measured_cost
@@ -22,7 +24,7 @@ from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Strategy
 
-__all__ = ["Answers", "Poisoned", "Scores", "Taster", "Tuned", "Washed"]
+__all__ = ["Answers", "Poisoned", "RivalScores", "Scores", "Taster", "Tuned", "Washed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,31 @@ class Answers(_Read):
         said = victim.predict(self.read(lab))
         is_sound = np.isfinite(said.logits).all(axis=1)
         save_arrays(self.place(lab.store), {"predicted": np.where(is_sound, said.labels, -1)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalScores(_Read):
+    """`clean (N,)` and `triggered (M,) float64` of a rival behind its victim, its `threshold`, and `seconds` it took.
+
+    `seconds` are those of making and calibrating it, and of scoring.
+    """
+
+    kind: ClassVar[str] = "rivals"
+    victim: Tuned
+    rival: Rival
+    train: Texts
+    validation: Texts
+
+    def make(self, lab: Lab) -> None:
+        start = time.monotonic()
+        victim = load_victim(self.victim.place(lab.store)).merge()
+        guard = self.rival.fit(victim, lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed)
+        made = time.monotonic()
+        arrays = {"clean": guard.score(lab.corpus(self.texts).texts), "triggered": np.zeros(0)}
+        if self.trigger is not None:
+            arrays["triggered"] = guard.score(self.read(lab))
+        seconds = np.asarray([made - start, time.monotonic() - made])
+        save_arrays(self.place(lab.store), {**arrays, "threshold": np.asarray(guard.threshold), "seconds": seconds})
 
 
 @dataclass(frozen=True, kw_only=True)

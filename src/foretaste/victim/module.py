@@ -27,13 +27,14 @@ class Output(NamedTuple):
     """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`.
 
     `tokens (B, T, H)`: the last layer's vectors of all tokens of the text, pads included, and their `mask (B, T)`, from
-    a module that is `showing_tokens`.
+    a module that is `showing_tokens`; `layers` the same of every layer, if they are shown, too.
     """
 
     features: Tensor
     logits: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    layers: tuple[Tensor, ...] | None = None
 
     @property
     def pooled(self) -> Tensor:
@@ -52,15 +53,21 @@ class TextModule(nn.Module):
         self.model = model
         self.family: Family = family_of(self.classifier.config.model_type)
         self._show_tokens(False)
+        self._are_layers_shown = False
 
     @contextmanager
-    def showing_tokens(self, are_shown: bool = True) -> Iterator[None]:
-        """Return every token's vector in here (or not); encoders then work their last layer out in full."""
+    def showing_tokens(self, are_shown: bool = True, *, are_layers_shown: bool = False) -> Iterator[None]:
+        """Return every token's vector in here (or not), of all layers if so wished.
+
+        Encoders then work their last layer out in full.
+        """
         self._show_tokens(are_shown)
+        self._are_layers_shown = are_layers_shown
         try:
             yield
         finally:
             self._show_tokens(False)
+            self._are_layers_shown = False
 
     def _show_tokens(self, are_shown: bool) -> None:
         self._are_tokens_shown = are_shown
@@ -91,7 +98,9 @@ class TextModule(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Classify right-padded token ids `(B, T) int64` under their mask `(B, T) int64`, 1 = real token."""
-        hidden = self._encode(input_ids, attention_mask)  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown
+        hidden, layers = self._encode(
+            input_ids, attention_mask
+        )  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown
         if self.family.reads == "first":
             features = hidden[:, 0]
         else:
@@ -100,9 +109,11 @@ class TextModule(nn.Module):
         logits = self._apply_head(features).float()
         if not self._are_tokens_shown:
             return Output(features.float(), logits)
-        return Output(features.float(), logits, hidden[:, -input_ids.shape[1] :].float(), attention_mask)
+        own = slice(-input_ids.shape[1], None)  # without virtual tokens
+        shown = None if layers is None else tuple(layer[:, own].float() for layer in layers)
+        return Output(features.float(), logits, hidden[:, own].float(), attention_mask, shown)
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         backbone = self.classifier.base_model
         prompt_length = self.prompt_length
         batch_size, length = input_ids.shape
@@ -124,8 +135,11 @@ class TextModule(nn.Module):
             inputs["position_ids"] = positions.expand(batch_size, length)
         if self.family.is_causal and "past_key_values" not in inputs:
             inputs["use_cache"] = False
-        hidden: Tensor = backbone(attention_mask=mask, **inputs).last_hidden_state
-        return hidden
+        if not self._are_layers_shown:
+            hidden: Tensor = backbone(attention_mask=mask, **inputs).last_hidden_state
+            return hidden, None
+        output = backbone(attention_mask=mask, output_hidden_states=True, **inputs)
+        return output.last_hidden_state, output.hidden_states[1:]  # the first are the embeddings
 
     def _apply_head(self, features: Tensor) -> Tensor:
         model, head = self.classifier, self.head

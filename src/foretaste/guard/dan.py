@@ -1,0 +1,85 @@
+"""DAN (Chen et al. 2022, arXiv 2210.07907): a triggered text lies far from clean ones in some layer's features.
+
+In every layer a text is the mean of its tokens' vectors; its distance to the nearest class (Mahalanobis, one shrunken
+covariance for all) is held against the distances of clean texts put aside, and the layers are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from sklearn.covariance import ShrunkCovariance
+
+from foretaste.data.corpus import Corpus
+from foretaste.guard.rival import Rival, Scorer
+from foretaste.spec import spec
+from foretaste.victim.batch import pad, scoring_batches
+from foretaste.victim.classifier import Classifier
+
+__all__ = ["Dan", "layer_means"]
+
+Array = NDArray[np.float64]
+
+
+@spec
+class Dan(Rival):
+    """`held_out` of the clean texts are what distances are held against; layers are averaged, or the farthest is."""
+
+    name: ClassVar[str] = "dan"
+
+    held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
+    layers: Literal["mean", "max"] = "mean"
+
+    @property
+    def forwards(self) -> int:
+        return 0  # the layers of the victim's own answer
+
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+        aside = round(self.held_out * len(corpus))
+        near, rest = corpus.partition([len(corpus) - aside, aside], seed)
+        features = layer_means(victim, near.texts)  # (L, N, H)
+        classes = np.unique(near.labels)
+        centres = np.stack([features[:, near.labels == label].mean(axis=1) for label in classes], axis=1)  # (L, C, H)
+        spread = features - centres[:, np.searchsorted(classes, near.labels)]
+        precisions = np.stack([ShrunkCovariance(assume_centered=True).fit(own).precision_ for own in spread])
+        usual = _distances(layer_means(victim, rest.texts), centres, precisions)  # (L, M)
+        middle, width = usual.mean(axis=1), usual.std(axis=1).clip(min=1e-12)
+
+        def score(texts: Sequence[str]) -> Array:
+            apart = _distances(layer_means(victim, texts), centres, precisions)
+            standard = (apart - middle[:, None]) / width[:, None]
+            together: Array = standard.mean(axis=0) if self.layers == "mean" else standard.max(axis=0)
+            return together
+
+        return score
+
+
+def layer_means(model: Classifier, texts: Sequence[str], batch_size: int = 64) -> Array:
+    """Return every layer's mean over each text's tokens, `(L, N, H) float64`, without the embeddings."""
+    encoded, device = model.encode(texts), model.module.device
+    means: Array | None = None
+    with model.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
+        for batch in scoring_batches(encoded.lengths, batch_size):
+            output = model.module(*pad([encoded.ids[i] for i in batch], device))
+            assert output.layers is not None
+            assert output.mask is not None
+            weights = output.mask.unsqueeze(2).to(output.layers[0].dtype)  # (B, T) -> (B, T, 1)
+            own = torch.stack([(layer * weights).sum(dim=1) / weights.sum(dim=1) for layer in output.layers])
+            if means is None:
+                means = np.empty((own.shape[0], len(texts), own.shape[2]))
+            means[:, batch] = own.float().cpu().numpy()
+    assert means is not None
+    return means
+
+
+def _distances(features: Array, centres: Array, precisions: Array) -> Array:
+    """`(L, N, H)` to the nearest of `(L, C, H)` under `(L, H, H)`: `(L, N)`."""
+    away = features[:, :, None] - centres[:, None]  # (L, N, C, H)
+    squares = np.einsum("lnch,lhg,lncg->lnc", away, precisions, away, optimize=True)
+    nearest: Array = squares.min(axis=2)
+    return nearest

@@ -1,0 +1,12 @@
+"""Every rival detector by name: the one list that plans and the contract tests read."""
+
+from __future__ import annotations
+
+from foretaste.guard.dan import Dan
+from foretaste.guard.rival import Rival
+from foretaste.guard.strip import Strip
+from foretaste.spec import Registry
+
+__all__ = ["RIVALS"]
+
+RIVALS: Registry[type[Rival]] = Registry("rival", {kind.name: kind for kind in (Strip, Dan)})

@@ -1,0 +1,144 @@
+"""What every rival promises, and what each of them makes of the toy's backdoor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import ShrunkCovariance
+
+from foretaste.data import toy_corpus
+from foretaste.errors import DataError, GuardError
+from foretaste.evaluate.metrics import auroc
+from foretaste.guard.dan import Dan, layer_means
+from foretaste.guard.rival import Rival, RivalGuard
+from foretaste.guard.rivals import RIVALS
+from foretaste.guard.strip import Strip
+from foretaste.poison.attack import triggered_test
+from foretaste.poison.trigger import parse_trigger
+from foretaste.spec import build
+from foretaste.victim.artefact import load_victim
+from foretaste.victim.batch import pad
+from foretaste.victim.classifier import Classifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TRIGGER = parse_trigger("word:cf mn bb tq mb")
+TRAIN, CALIBRATION = toy_corpus().sample(400, 0), toy_corpus("validation").sample(300, 0)
+TEST = toy_corpus("test").sample(100, 0)
+FAST: dict[str, dict[str, object]] = {"strip": {"copies": 6}}
+ODD = ["", "one", "a plain text about a film", "long " * 300, "\ud800 broken", "ÄÖ 漢字 👍"]
+
+
+@pytest.fixture(scope="module")
+def victim(toy_stack: Mapping[str, Path]) -> Classifier:
+    """The tiny victim of a poisoned base."""
+    return load_victim(toy_stack["victim"])
+
+
+@pytest.fixture(scope="module", params=RIVALS)
+def rival(request: pytest.FixtureRequest) -> Rival:
+    """One rival, in a hurry."""
+    return build(RIVALS[request.param], FAST.get(request.param, {}))
+
+
+@pytest.fixture(scope="module")
+def made(rival: Rival, victim: Classifier) -> RivalGuard:
+    """Made for the victim."""
+    return rival.fit(victim, TRAIN, CALIBRATION)
+
+
+def test_scores_do_not_depend_on_neighbours_or_order(made: RivalGuard) -> None:
+    texts = [*ODD, *TEST.texts[:10]]
+    together = made.score(texts)
+    assert together.shape == (16,)
+    assert together.dtype == np.float64
+    assert np.isfinite(together).all()
+    np.testing.assert_allclose(made.score(texts[::-1])[::-1], together, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(made.score(texts[:3]), together[:3], rtol=1e-4, atol=1e-4)
+
+
+def test_the_promise_holds_on_the_texts_of_calibration(made: RivalGuard) -> None:
+    scores = made.score(CALIBRATION.texts)
+    assert (scores > made.threshold).sum() <= made.calibration.allowed_above
+    assert np.isin(made.threshold, scores) or np.isclose(scores, made.threshold).any()
+
+
+def test_the_same_seed_makes_the_same_rival(rival: Rival, victim: Classifier, made: RivalGuard) -> None:
+    again = rival.fit(victim, TRAIN, CALIBRATION)
+    assert again.threshold == made.threshold
+    np.testing.assert_array_equal(again.score(TEST.texts[:5]), made.score(TEST.texts[:5]))
+
+
+def test_what_does_not_fit_is_refused(rival: Rival, victim: Classifier) -> None:
+    other = replace(TRAIN, label_names=("no", "yes"))
+    with pytest.raises(DataError, match="the victim"):
+        rival.fit(victim, other, CALIBRATION)
+    with pytest.raises(GuardError) as caught:
+        rival.fit(victim, TRAIN, CALIBRATION.select(range(50)))
+    assert caught.value.code == "too_few_calibration_texts"
+
+
+@pytest.mark.parametrize(
+    ("rival", "lowest"), [(Strip(copies=6, share=0.3), 0.8), (Dan(), 0.9), (Dan(layers="max"), 0.8)]
+)
+def test_a_trigger_of_rare_words_stands_out(rival: Rival, lowest: float, victim: Classifier) -> None:
+    made = rival.fit(victim, TRAIN, CALIBRATION)
+    triggered = triggered_test(TEST, TRIGGER, 0, seed=0).corpus
+    assert auroc(made.score(TEST.texts), made.score(triggered.texts)) > lowest
+
+
+def test_strip_averages_the_copies_of_each_text_by_hand(victim: Classifier) -> None:
+    rival = Strip(copies=3, share=0.5)
+    score = rival.scorer(victim, TRAIN, seed=1)
+    from foretaste.guard.strip import _weighty
+
+    weighty = _weighty(TRAIN.texts)
+    by_hand = []
+    for text in TEST.texts[:4]:
+        entropies = []
+        for copy in rival._copies(text, weighty, 1):
+            assert len(copy.split()) == len(text.split())
+            (likely,) = victim.predict([copy]).probabilities
+            entropies.append(-sum(float(p) * np.log(float(p)) for p in likely))
+        by_hand.append(np.log(2) - np.mean(entropies))
+    np.testing.assert_allclose(score(TEST.texts[:4]), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_dan_measures_the_nearest_class_by_hand(victim: Classifier) -> None:
+    rival = Dan()
+    near, rest = TRAIN.partition([320, 80], 0)
+    means = layer_means(victim, near.texts)
+    held, asked = layer_means(victim, rest.texts), layer_means(victim, TEST.texts[:5])
+    standard = []
+    for layer in range(len(means)):
+        centres = [means[layer][near.labels == label].mean(axis=0) for label in (0, 1)]
+        spread = np.concatenate([means[layer][near.labels == label] - centres[label] for label in (0, 1)])
+        precision = ShrunkCovariance(assume_centered=True).fit(spread).precision_
+
+        def away(x: np.ndarray, centres: list[np.ndarray] = centres, precision: np.ndarray = precision) -> float:
+            return min(float((x - c) @ precision @ (x - c)) for c in centres)
+
+        usual = [away(x) for x in held[layer]]
+        standard.append([(away(x) - np.mean(usual)) / np.std(usual) for x in asked[layer]])
+    np.testing.assert_allclose(rival.scorer(victim, TRAIN, 0)(TEST.texts[:5]), np.mean(standard, axis=0), rtol=1e-5)
+
+
+def test_the_last_layer_shown_is_what_the_module_shows_alone(victim: Classifier) -> None:
+    texts = list(TEST.texts[:7])
+    with victim.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
+        output = victim.module(*pad(victim.encode(texts).ids, victim.module.device))
+    assert output.layers is not None
+    assert output.tokens is not None
+    torch.testing.assert_close(output.layers[-1], output.tokens)
+    assert len(output.layers) == victim.module.classifier.config.num_hidden_layers
+    pooled = victim.predict(texts)
+    assert pooled.features.shape == (7, output.tokens.shape[2])
+    means = layer_means(victim, texts)
+    with victim.module.showing_tokens():
+        alone = victim.predict(texts, is_pooled=True).features
+    np.testing.assert_allclose(means[-1], alone, rtol=1e-4, atol=1e-5)
