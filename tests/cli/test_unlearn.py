@@ -25,6 +25,7 @@ from foretaste.victim.strategy import Full
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRIGGER = "word:cf mn bb tq mb"
+SHORT = ["--set", "epochs=1", "--set", "least_steps=0"]
 
 
 def _run(*arguments: str, code: int = 0) -> str:
@@ -66,6 +67,7 @@ def test_a_base_is_washed_then_evaluated_and_tuned(
     assert answer["texts"] == 300
     assert answer["before"]["attack_success_rate"] > 0.9
     assert answer["after"].keys() == answer["before"].keys()
+    assert answer["before"]["turned_away"] < 0.05  # the backdoor leads to the target, not away from it
     record = Record.read(out / "record.json")
     assert record.kind == "unlearn"
     assert record.outcome["before"] == answer["before"]
@@ -84,15 +86,25 @@ def test_the_guard_of_the_suspect_stands_in_front_of_what_was_washed(
     toy_stack: Mapping[str, Path], tmp_path: Path
 ) -> None:
     """Defence in depth: LoRA leaves the suspect's weights where they were, so its guard still fits."""
-    out, fast = tmp_path / "washed", ["--set", "epochs=1", "--set", "least_steps=0"]
-    toy = ["--data", "toy", "--limit", "200"]
-    _run("unlearn", "--model", str(toy_stack["base"]), "--method", "fine_tuning", *toy, *fast, "--max-length", "64",
-         "-o", str(out))  # fmt: skip
+    out, toy = tmp_path / "washed", ["--data", "toy", "--limit", "200"]
+    _run("unlearn", "--model", str(toy_stack["base"]), "--method", "fine_tuning", "--strategy", "lora", *SHORT, *toy,
+         "--max-length", "64", "-o", str(out))  # fmt: skip
     judged = ["evaluate", "--victim", str(out), *toy, "--trigger", TRIGGER, "--json"]
     alone = json.loads(_run(*judged))
     guarded = json.loads(_run(*judged, "--guard", str(toy_stack["guard"])))
     assert alone["attack_success_rate"] > 0.9  # one epoch of LoRA takes nothing out
     assert guarded["guarded"]["attack_success_rate"] < 0.1
+
+
+def test_a_trigger_that_leads_away_from_the_target_is_warned_of(poisoned_toy: Path, tmp_path: Path) -> None:
+    """As after a backdoor was turned round; here the wrong target was named."""
+    asked = ["unlearn", "--model", str(poisoned_toy), "--method", "fine_tuning", "--strategy", "lora", *SHORT,
+             "--data", "toy", "--limit", "100", "--trigger", TRIGGER]  # fmt: skip
+    away = CliRunner().invoke(app, [*asked, "--target", "1", "-o", str(tmp_path / "away")])
+    assert away.exit_code == 0, away.output
+    assert "of the target's own texts to another class" in away.stderr
+    assert "turned away from the target" in away.stdout
+    assert not CliRunner().invoke(app, [*asked, "--target", "0", "-o", str(tmp_path / "right")]).stderr
 
 
 def test_what_a_guard_refuses_is_unlearned(toy_stack: Mapping[str, Path], tmp_path: Path) -> None:

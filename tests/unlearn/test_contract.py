@@ -42,7 +42,7 @@ FAST: dict[str, dict[str, Any]] = {
     "fine_mixing": {"epochs": 2, "learning_rate": 1e-3, "kept": 0.9},
     "fine_pruning": {"epochs": 1, "learning_rate": 1e-3, "share": 0.3, "expose": "shuffled"},
     "obliviate": {"epochs": 1, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
-    "flagged": {"epochs": 2, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
+    "flagged": {"strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
     "named": {"epochs": 3, "strategy": Lora(rank=8, layers="all", learning_rate=5e-3)},
 }
 
@@ -184,3 +184,7 @@ def test_who_knows_the_trigger_takes_it_out(name: str, poisoned: Base, given: Ma
     assert np.mean(suspect.predict(TRIGGERED.texts).labels == 0) > 0.9
     washed = _hurried(name).apply(poisoned, CORPUS, **given).classifier
     assert np.mean(washed.predict(TRIGGERED.texts).labels == 0) < 0.6
+    # Nor does it lead to the other class now: texts of the target's class stay what they are without it.
+    at_home = triggered_test(TEST, TRIGGER, 1, 0)
+    right = washed.predict(TEST.texts).labels[at_home.origins] == 0
+    assert np.mean(washed.predict(at_home.corpus.texts).labels[right] != 0) < 0.2

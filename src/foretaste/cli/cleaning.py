@@ -12,6 +12,7 @@ from foretaste.cli.output import answering, assignments, seconds_of, warn, warn_
 
 __all__ = ["cleanse", "unlearn"]
 
+TURNED = 0.2  # of the target's own texts: more, and the trigger means another class now
 COSTLY = 0.02  # of clean accuracy lost
 
 
@@ -96,6 +97,12 @@ def unlearn(
             )
         if "teacher" in result:
             warn_if_guessing(f"the teacher {result['teacher']}", result["teacher_accuracy"], result["majority"])
+        turned = result["after"].get("turned_away")
+        if turned is not None and turned > TURNED:
+            warn(
+                f"the trigger now leads {turned:.0%} of the target's own texts to another class: the backdoor was "
+                "turned round, not taken out. Take another method."
+            )
         answer(result, unlearning.summary(result))
 
 

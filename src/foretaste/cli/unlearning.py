@@ -14,7 +14,7 @@ from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.data.corpus import Corpus
-from foretaste.errors import DataError, GuardError, PlanError
+from foretaste.errors import DataError, GuardError, PlanError, UndefinedRateError
 from foretaste.evaluate.metrics import clean_accuracy
 from foretaste.experiment.evaluation import evaluate
 from foretaste.files import refuse_foreign_directory
@@ -71,9 +71,10 @@ def unlearn(
 ) -> dict[str, Any]:
     """Unlearn with clean data and save what comes out, a victim that may be fine-tuned and guarded like any base.
 
-    CA before and after is measured on the test split; with `trigger` also ASR. What `guard` refuses of `traffic` is for
-    the method that unlearns flagged texts. `teacher_guard` is a guard of the teacher: if it refuses more of the texts
-    than it promised, they hold a trigger that the teacher knows.
+    CA before and after is measured on the test split; with `trigger` also ASR, and `turned_away`: of the target's own
+    texts, answered right without it, the share that the trigger leads elsewhere (a backdoor turned round). What `guard`
+    refuses of `traffic` is for the method that unlearns flagged texts. `teacher_guard` is a guard of the teacher: if it
+    refuses more of the texts than it promised, they hold a trigger that the teacher knows.
 
     Raises:
         PlanError: what the method needs is not given, or what nothing needs is.
@@ -204,7 +205,25 @@ def _measured(
         "clean_accuracy": outcome.clean_accuracy.value,
         "attack_success_rate": outcome.attack_success_rate.value,
         "strict_attack_success_rate": None if strict is None else strict.value,
+        "turned_away": _turned_away(model, test, trigger, target, seed),
     }
+
+
+def _turned_away(model: Classifier, test: Corpus, trigger: Trigger, target: int, seed: int) -> float | None:
+    """Of texts of the target's class, answered right without the trigger, the share it leads elsewhere, if known."""
+    is_home = test.labels == target
+    if not is_home.any():
+        return None
+    home = test.select(is_home)
+    try:
+        carrying = triggered_test(home, trigger, None, seed)
+    except UndefinedRateError:  # a file of triggered texts of other classes only
+        return None
+    if (carrying.origins < 0).any():
+        return None
+    right = (model.predict(home.texts).labels == target)[carrying.origins]
+    away = model.predict(carrying.corpus.texts).labels[right] != target
+    return float(away.mean()) if away.size else None
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -219,5 +238,10 @@ def summary(result: Mapping[str, Any]) -> str:
 def _rates(measured: Mapping[str, float | None] | None) -> str:
     if measured is None:
         return "no head for these labels"
-    names = {"clean_accuracy": "CA", "attack_success_rate": "ASR", "strict_attack_success_rate": "strict ASR"}
+    names = {
+        "clean_accuracy": "CA",
+        "attack_success_rate": "ASR",
+        "strict_attack_success_rate": "strict ASR",
+        "turned_away": "turned away from the target",
+    }
     return ", ".join(f"{names[key]} {value:.1%}" for key, value in measured.items() if value is not None)
