@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from foretaste.cli.plans import psim_plan
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.recipes import psim_plan
 from foretaste.victim.strategy import Lora, PromptTuning, PTuningV1
 
 

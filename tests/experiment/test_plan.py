@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.methods import psim_of
 from foretaste.experiment.plan import read_plan
-from foretaste.guard.psim import Psim
+from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.recipes import psim_plan
 from foretaste.poison.trigger import WordTrigger
 from foretaste.unlearn.fine_mixing import FineMixing
 from foretaste.unlearn.w2s import W2SDefense
@@ -89,10 +90,36 @@ def test_a_cell_changes_psim(tmp_path: Path) -> None:
     plan = read_plan(_plan(tmp_path, GOOD))
     cell = Cell(model="minilm", data="sst2", knowledge="full_task", attack="badnet", strategy="lora", defence="psim",
                 psim_strategy="lora", reset_rate=0.8, threshold=0.75)  # fmt: skip
-    psim = psim_of(plan.defences["psim"], cell)
-    assert (psim.strategy.name, psim.reset_rate, psim.threshold, psim.view) == ("lora", 0.8, 0.75, "confidence")
+    recipe = plan.defences["psim"].psim
+    assert recipe is not None
+    psim = recipe.with_axes(cell)
+    assert (psim.strategy, psim.reset_rate) == (PSIM_STRATEGIES["lora"], 0.8)
+    assert (psim.threshold, psim.view) == (0.75, "confidence")
     plain = Cell(model="minilm", data="sst2", knowledge="full_task", attack="badnet", strategy="lora", defence="psim")
-    assert psim_of(plan.defences["psim"], plain) == Psim()
+    assert recipe.with_axes(plain) == Psim()
+
+
+def test_the_printed_recipe_is_the_command_lines(tmp_path: Path) -> None:
+    text = (
+        GOOD.replace('"mixing"', '"mixing", "printed", "sure"')
+        + """
+[defence.printed]
+method = "psim_paper"
+strategy = "lora"
+
+[defence.sure]
+method = "psim_paper"
+frr = 0.05
+"""
+    )
+    defences = read_plan(_plan(tmp_path, text.replace("threshold = [0.7, 0.75]\n", ""))).defences
+    cell = Cell(model="minilm", data="sst2", knowledge="full_task", attack="badnet", strategy="lora")
+    printed, sure = defences["printed"].psim, defences["sure"].psim
+    assert printed is not None
+    assert sure is not None
+    assert printed.with_axes(cell) == psim_plan("paper", "lora", {}, {})
+    assert printed.with_axes(replace(cell, psim_strategy="full")) == psim_plan("paper", "full", {}, {})
+    assert sure.with_axes(cell).threshold is None  # a promise takes the place of the fixed bar
 
 
 BAD = """title = "Bad"
@@ -175,6 +202,23 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         ('title = "x"', "at least one"),
         ('[[grid]]\nmodel="minilm"\ndata="sst2"\nattack="none"\nstrategy="lora"', "A plan has a title"),
         (GOOD.replace("threshold = [0.7, 0.75]", "reset_rate = 2.0"), "reset_rate"),
+        (GOOD.replace('model = "minilm"', 'model = [["minilm"]]'), "model is a value or a list of values"),
+        (GOOD.replace('attack = ["insent", "badnet", "mine"]', "attack = []"), "attack is a value or a list of values"),
+        (GOOD.replace('data = "sst2"', f"data = {str(Path(__file__))!r}"), "Unknown data"),
+        (GOOD.replace("count = 7", 'style = "dirty-label"\nall_to_all = true'), "no target"),
+        (GOOD.replace("word:cf", "file:some.parquet"), "takes no file: trigger"),
+        (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
+        (GOOD.replace("table = 1", 'beside = { minilm = ["a"] }'), "Write beside"),
+        (GOOD.replace("table = 1", 'beside = { minilmm = "bert" }'), "Did you mean 'minilm'"),
+        (GOOD.replace("table = 1", 'model = "minilm"'), "tables of its own"),
+        ("title = 'x'\ngrid = [1]", "A grid is a table"),
+        (GOOD + '[model.x]\nlocation = "a"\nrevision = "b"', "A model has a location"),
+        (
+            GOOD.replace('attack = "mine"\n', 'attack = "synattack"\nknowledge = "full_data"\n').replace(
+                '"sst2"', '"ag_news"'
+            ),
+            "No paraphrases of ag_news/train",
+        ),
         (GOOD.replace('psim"', 'psim_paper"').replace("[0.7, 0.75]", "1.5"), "threshold"),
     ],
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ from typing import Any
 import pytest
 
 from foretaste.data import toy_corpus
-from foretaste.errors import DataError
+from foretaste.errors import DataError, PlanError
 from foretaste.experiment.evaluation import evaluate
+from foretaste.experiment.grid import job_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
-from foretaste.experiment.run import forecast, run_plan
-from foretaste.experiment.store import Store, digest_of, load_arrays
+from foretaste.experiment.run import forecast, run_plan, write_sheet
+from foretaste.experiment.store import Store, load_arrays
 from foretaste.guard.artefact import load_psim
 from foretaste.record import Record
 from foretaste.report.cells import as_csv, cell_of, read_cells
+from foretaste.report.tables import read_sheets
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
 
@@ -82,6 +86,7 @@ import torch
 torch.set_num_threads(1)
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.run import run_plan
+from foretaste.experiment.grid import job_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.store import Store
 plan = read_plan(Path(path))
@@ -125,7 +130,7 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
 
 def test_records_say_what_an_evaluation_by_hand_says(plan: Plan, finished: tuple[Path, list[str]]) -> None:
     store, _ = finished
-    records = {str(cell_of(record)): record for record in read_cells(store)}
+    records = {str(cell_of(record)): record for record in read_cells(store).values()}
     attacked = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=none seed=0"]
     guarded = records[
         "model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=psim psim_strategy=lora seed=0"
@@ -221,10 +226,34 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert again
 
 
-def test_keys_tell_settings_apart(plan: Plan, tmp_path: Path) -> None:
-    assert digest_of(plan.attacks["badnet"]) != digest_of(plan.attacks["insent"])
-    assert digest_of(plan.strategies["lora"]) != digest_of(plan.strategies["full"])
-    assert digest_of(plan.defences["psim"]) == digest_of(plan.defences["psim"])
+def test_keys_tell_apart_what_would_come_out_otherwise(plan: Plan, toy_base: Path, tmp_path: Path) -> None:
+    lab, cell = Lab(Store(tmp_path)), plan.cells[-1]
+    key = job_of(cell, plan, lab).key
+    assert key == job_of(cell, plan, Lab(Store(tmp_path / "elsewhere"))).key
+    changed = [replace(plan, settings=replace(plan.settings, **more)) for more in ({"limit": 199}, {"max_length": 31})]
+    changed.append(replace(plan, attacks={"badnet": replace(plan.attacks["badnet"], count=59)}))
+    keys = {job_of(cell, other, lab).key for other in changed} | {job_of(replace(cell, seed=1), plan, lab).key}
+    assert len(keys | {key}) == 5
+    moved = shutil.copytree(toy_base, tmp_path / "moved")  # the same weights at another place, then other ones
+    same = replace(plan, models={"tiny": str(moved)})
+    assert job_of(cell, same, lab).key == key
+    tokenizer = moved / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    assert job_of(cell, same, Lab(Store(tmp_path))).key != key
+
+
+def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(plan: Plan, tmp_path: Path) -> None:
+    lab = Lab(Store(tmp_path))
+    write_sheet(plan, "a", lab, plan.cells)
+    before = (tmp_path / "plans" / "a.json").read_bytes()
+    gone = replace(plan, models={"tiny": "owner/gone"})
+    write_sheet(gone, "a", Lab(Store(tmp_path)), gone.cells)
+    assert (tmp_path / "plans" / "a.json").read_bytes() == before
+    write_sheet(gone, "b", Lab(Store(tmp_path)), gone.cells)
+    assert {cell["key"] for cell in read_sheets(tmp_path)[1].cells} == {""}
+    for name in ("index", "cells", "a b", "../a"):
+        with pytest.raises(PlanError, match="page is called"):
+            write_sheet(plan, name, lab, plan.cells)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -236,3 +265,6 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         read_cells(tmp_path)
     with pytest.raises(DataError, match="Cannot read"):
         load_arrays(tmp_path / "none.npz")
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(DataError, match="delete it"):
+        load_arrays(tmp_path / "torn.npz")

@@ -105,7 +105,7 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
 
 
 def test_printed_values_are_all_there_and_told_apart() -> None:
-    cell = {"data": "sst2", "attack": "badnet", "defence": "psim", "strategy": "lora"}
+    cell = {**AXES, "attack": "badnet", "defence": "psim", "strategy": "lora"}
     by_strategy = [
         printed_value(3, "bert", {**cell, "psim_strategy": name}) for name in ("full", "lora", "p_tuning_v2")
     ]
@@ -114,6 +114,7 @@ def test_printed_values_are_all_there_and_told_apart() -> None:
     assert None not in rates
     assert rates[0] != rates[1]
     assert printed_value(1, "bert-large", {**cell, "defence": "strip"}) is None
+    assert printed_value(1, "bert-large", {**cell, "knowledge": "full_data"}) is None  # that is table 2
     mixed = printed_value(9, "bert", {**cell, "attack": "mixed"})
     assert mixed is not None
 

@@ -32,7 +32,7 @@ def run(
     """
     plan = read_plan(path)
     cells = chosen(plan, only)
-    write_sheet(plan, path.stem, _lab(store, data_root))
+    write_sheet(plan, path.stem, _lab(store, data_root), cells)
     if jobs == 1:
         parts = [_work(path, store, cells, data_root, 0, None)]
     else:

@@ -8,23 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foretaste.evaluate.metrics import clean_accuracy
+from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
-from foretaste.experiment.methods import psim_of
-from foretaste.experiment.plan import Plan
+from foretaste.experiment.plan import Plan, measurable
 from foretaste.experiment.steps import Answers, Poisoned, RivalScores, Scores, Taster, Tuned, Washed
 from foretaste.experiment.store import digest_of, load_arrays
 from foretaste.poison.attack import Attack, triggered_test
-from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 
 __all__ = ["Job", "job_of", "record_of"]
 
 Array = NDArray[Any]
+CELL_VERSION = 1  # goes up when the same answers and scores would give another record
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Job:
     @property
     def key(self) -> str:
         """The digest of everything that goes into the cell's record."""
-        return digest_of({"cell": self.cell, "of": self._ends})
+        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": self._ends})
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -69,18 +68,19 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     train = lab.texts(cell.data, "train", settings.limit, seed)
     validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
     clean_base = lab.checkpoint(plan.models[cell.model])
-    attack = None if cell.attack == "none" else lab.at_home(plan.attacks[cell.attack])
+    attack = None if cell.attack == "none" else plan.attacks[cell.attack]
     base: Checkpoint | Poisoned = clean_base
     if attack is not None:
         proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
+        measured = measurable(proxy, cell.data, attack)
+        attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation", f"{cell.data}/test")
         base = Poisoned(
             base=clean_base,
             attack=attack,
             proxy=lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed),
-            # What it achieved is measured where the trigger can be put.
-            validation=lab.texts(_measurable(proxy, cell.data, attack), "validation"),
+            validation=lab.texts(measured, "validation"),  # what it achieved is measured where the trigger can be put
             settings=replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
-            max_length=settings.poisoning_length if cell.knowledge == "full_task" else length,
+            max_length=settings.poisoning_length,
             seed=seed,
         )
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
@@ -99,7 +99,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     with_trigger = None if attack is None else {**read, "trigger": attack.trigger, "target": attack.target}
     guard = None
     if defence is not None and defence.psim is not None:
-        guard = Taster(base=base, psim=psim_of(defence, cell), **common)
+        guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
     rival = None
     if defence is not None and defence.rival is not None:
         texts = {**read, "trigger": None, "target": 0} if with_trigger is None else with_trigger
@@ -115,12 +115,6 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     )
 
 
-def _measurable(proxy: str, data: str, attack: Attack) -> str:
-    """The proxy, or the victim's data where only of those paraphrases of the validation split are stored."""
-    is_stored = isinstance(attack.trigger, StoredTrigger)
-    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
-
-
 def record_of(job: Job, lab: Lab) -> Record:
     """Read what the steps made and return the cell's record: rates with their intervals, and what making it took."""
     test = lab.corpus(job.clean.texts)
@@ -130,7 +124,11 @@ def record_of(job: Job, lab: Lab) -> Record:
         flagged = None if clean_scores is None or threshold is None else is_flagged(clean_scores, threshold)
         outcome: dict[str, Any] = {"clean_accuracy": clean_accuracy(test.labels, predicted).value}
         if flagged is not None:
-            outcome["guarded"] = {"clean_accuracy": clean_accuracy(test.labels, predicted, flagged).value}
+            outcome["guarded"] = {
+                "clean_accuracy": clean_accuracy(test.labels, predicted, flagged).value,
+                "false_rejection_rate": false_rejection_rate(flagged).value,
+                "threshold": threshold,
+            }
     else:
         triggered = triggered_test(test, job.attack.trigger, job.attack.target, job.cell.seed)
         is_known = bool((triggered.origins >= 0).all())

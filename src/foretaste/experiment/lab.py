@@ -13,6 +13,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
+from foretaste.files import sha256_file
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Cost, Record
@@ -42,10 +43,15 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights from elsewhere; `mark` is their fingerprint, empty where they are not at hand."""
+    """Weights from elsewhere; `mark` is the digest of what lies there, empty where they are not at hand."""
 
     location: str
     mark: str = ""
+
+    @property
+    def key(self) -> str:
+        """What stands for them: what they are, not where; the place where they are not at hand."""
+        return self.mark or f"at {self.location}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,6 @@ class Lab:
 
     store: Store
     data_root: Path | None = None
-    is_progress_shown: bool = False
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
 
@@ -87,17 +92,17 @@ class Lab:
         if location not in self._checkpoints:
             mark = ""
             try:
-                mark = open_base(location, may_download=False).fingerprint
+                mark = _mark_of(open_base(location, may_download=False))
             except ModelError as error:
                 if error.code != "not_found":
                     raise
             self._checkpoints[location] = Checkpoint(location=location, mark=mark)
         return self._checkpoints[location]
 
-    def at_home(self, attack: Attack) -> Attack:
-        """Return the attack with stored paraphrases looked for where the data are."""
+    def at_home(self, attack: Attack, *names: str) -> Attack:
+        """Return the attack with the stored paraphrases of these splits, looked for where the data are."""
         if isinstance(attack.trigger, StoredTrigger):
-            return replace(attack, trigger=StoredTrigger(root=self.data_root))
+            return replace(attack, trigger=StoredTrigger(root=self.data_root).marked(*names))
         return attack
 
     def base(self, origin: Checkpoint | Step) -> Base:
@@ -152,3 +157,12 @@ class Step(ABC):
         data = [lab.corpus(each) for each in texts]
         return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
                           cost=cost, command="foretaste run")  # fmt: skip
+
+
+def _mark_of(base: Base) -> str:
+    """The digest of all files that make a checkpoint: weights, head, tokenizer, configuration."""
+    places = [base.path] if base.under is None else [base.path, base.plain_path]
+    kinds = (".safetensors", ".json", ".txt", ".model")
+    found = [path for place in places for path in sorted(place.rglob("*")) if path.suffix in kinds]
+    files = [[path.name, sha256_file(path)] for path in found if path.name != "record.json"]  # that has a date
+    return digest_of({"files": files, "layers": base.layers})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import field
 from typing import Any
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
-from foretaste.guard.psim import PSIM_STRATEGIES, Psim
+from foretaste.guard.psim import Psim
+from foretaste.guard.recipes import psim_plan
 from foretaste.guard.rival import Rival
 from foretaste.guard.rivals import RIVALS
 from foretaste.poison.attack import Attack
@@ -18,7 +19,7 @@ from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner
 from foretaste.victim.strategy import changed
 
-__all__ = ["ATTACKS", "Defence", "defence_of", "psim_of"]
+__all__ = ["ATTACKS", "Defence", "PsimRecipe", "defence_of"]
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
@@ -29,22 +30,41 @@ ATTACKS: Registry[Attack] = Registry(
         "insent": Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
     },
 )
-RECIPES = {"psim": Psim, "psim_paper": Psim.paper}
+PSIMS = {"psim": "default", "psim_paper": "paper"}
 GIVEN = {"teacher", "pretrained"}  # what an unlearner may need
+
+
+@spec
+class PsimRecipe:
+    """PSIM as a plan names it: a recipe, another strategy, and settings; `with_axes` changes some of them again."""
+
+    recipe: str
+    strategy: str | None = None
+    strategy_fields: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def with_axes(self, cell: Cell) -> Psim:
+        """Return PSIM for a cell.
+
+        Raises:
+            PlanError: values that PSIM does not take.
+        """
+        axes = {"reset_rate": cell.reset_rate, "threshold": cell.threshold}
+        given = self.given | {name: value for name, value in axes.items() if value is not None}
+        if cell.threshold is not None:
+            given.pop("frr", None)
+        if cell.psim_strategy in (None, self.strategy):
+            return psim_plan(self.recipe, self.strategy, self.strategy_fields, given)
+        return psim_plan(self.recipe, cell.psim_strategy, {}, given)
 
 
 @spec
 class Defence:
     """One of: PSIM or a rival in front of the victim, an unlearner before it is tuned, nothing."""
 
-    psim: Psim | None = None
+    psim: PsimRecipe | None = None
     rival: Rival | None = None
     unlearner: Unlearner | None = None
-
-    @property
-    def is_psim(self) -> bool:
-        """True if the axes of PSIM apply."""
-        return self.psim is not None
 
 
 def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
@@ -56,35 +76,20 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     method = str(fields.get("method", name))
     own: dict[str, Any] = {key: value for key, value in fields.items() if key not in ("method", "strategy")}
     inner = fields.get("strategy", {})
-    if isinstance(inner, Mapping):
-        own |= {f"strategy.{key}": value for key, value in inner.items()}
     strategy = inner if isinstance(inner, str) else None
+    theirs = dict(inner) if isinstance(inner, Mapping) else {}
     if method == "none":
         return Defence()
-    if method in RECIPES:
-        return Defence(psim=changed(RECIPES[method](), own, strategy))
+    if method in PSIMS:
+        recipe = PsimRecipe(recipe=PSIMS[method], strategy=strategy, strategy_fields=theirs, given=own)
+        psim_plan(recipe.recipe, strategy, theirs, own)  # refused now, if at all
+        return Defence(psim=recipe)
+    own |= {f"strategy.{key}": value for key, value in theirs.items()}
     if method in RIVALS:
         return Defence(rival=changed(RIVALS[method](), own, strategy))
     if method not in UNLEARNERS:
-        raise PlanError(f"Unknown defence {method!r}.{nearest(method, ['none', *RECIPES, *RIVALS, *UNLEARNERS])}")
+        raise PlanError(f"Unknown defence {method!r}.{nearest(method, ['none', *PSIMS, *RIVALS, *UNLEARNERS])}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:
         raise PlanError(f"{method} needs {' and '.join(sorted(lacking))}, which a plan does not give.")
     return Defence(unlearner=unlearner)
-
-
-def psim_of(defence: Defence, cell: Cell) -> Psim:
-    """Return PSIM with what the cell's axes change; a fixed threshold looks at the confidence, as the paper does.
-
-    Raises:
-        PlanError: values that PSIM does not take.
-    """
-    assert defence.psim is not None
-    plan = defence.psim
-    if cell.psim_strategy is not None:
-        plan = replace(plan, strategy=PSIM_STRATEGIES[cell.psim_strategy])
-    if cell.reset_rate is not None:
-        plan = changed(plan, {"reset_rate": cell.reset_rate})
-    if cell.threshold is not None:
-        plan = changed(plan, {"threshold": cell.threshold, "view": "confidence"})
-    return plan

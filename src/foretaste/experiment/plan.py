@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
-from foretaste.experiment.methods import ATTACKS, Defence, defence_of, psim_of
+from foretaste.experiment.methods import ATTACKS, Defence, defence_of
 from foretaste.poison.plan import Attack
-from foretaste.poison.trigger import StoredTrigger
+from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
 from foretaste.victim.strategy import STRATEGIES, Strategy
 
-__all__ = ["Plan", "PlanSettings", "read_plan"]
+__all__ = ["Plan", "PlanSettings", "measurable", "read_plan"]
 
 _NEEDED = ("model", "data", "attack", "strategy")
 _TOP = {"title", "table", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
@@ -34,11 +36,11 @@ class PlanSettings:
     `poisoning_length` is how many tokens the attacker's training reads.
     """
 
-    max_length: int = 64
-    limit: int | None = None
-    poisoning_epochs: int = 2
-    poisoning_rate: float = 5e-5
-    poisoning_length: int = 256
+    max_length: int = Field(default=64, gt=2)
+    limit: int | None = Field(default=None, gt=0)
+    poisoning_epochs: int = Field(default=2, gt=0)
+    poisoning_rate: float = Field(default=5e-5, gt=0.0)
+    poisoning_length: int = Field(default=256, gt=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ class _Reader:
         for name in content.keys() - _TOP:
             self._wrong(f"Unknown name {name!r}.{nearest(name, _TOP)}", key=name)
         settings = self._built("settings", lambda: build(PlanSettings, content.get("settings", {}))) or PlanSettings()
-        models = {**MODELS, **self._table(content, "model", lambda name, fields: str(fields["location"]))}
+        models = {**MODELS, **self._table(content, "model", _location_of)}
         attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
         strategies = self._table(content, "strategy", _strategy_of)
@@ -105,20 +107,27 @@ class _Reader:
             self._wrong("A plan has at least one [[grid]].", key="grid")
             grids = []
         for number, grid in enumerate(grids):
+            if not isinstance(grid, dict):
+                self._wrong("A grid is a table: [[grid]].", key="grid")
+                continue
             for cell in self._cells(number, grid, known, defences):
                 cells[cell] = None
         if not isinstance(content.get("title", ""), str) or "title" not in content:
             self._wrong("A plan has a title.", key="title")
         if not isinstance(content.get("table", 0), int):
             self._wrong("The table is a number, as in table = 1.", key="table")
-        if not isinstance(content.get("beside", {}), dict):
+        beside = content.get("beside", {})
+        if not isinstance(beside, dict) or not all(isinstance(value, str) for value in beside.values()):
             self._wrong('Write beside = { minilm = "bert-large" }.', key="beside")
+            beside = {}
+        for name in beside.keys() - models.keys():
+            self._wrong(f"Unknown model {name!r}.{nearest(name, models)}", key="beside")
         used = {cell.strategy for cell in cells}
         return Plan(
             title=str(content.get("title")),
             cells=tuple(cells),
             table=content.get("table"),
-            beside=content.get("beside", {}),
+            beside=beside,
             settings=settings,
             models=models,
             attacks=attacks,
@@ -136,9 +145,16 @@ class _Reader:
             if axis not in grid:
                 self._wrong(f"The grid has no {axis!r}.", "grid", number)
         values = {axis: _listed(grid.get(axis)) for axis in AXES}
+        well_formed = len(self.problems)
+        for axis in grid.keys() & set(AXES):
+            if not values[axis] or not all(isinstance(value, str | int | float) for value in values[axis]):
+                self._wrong(f"{axis} is a value or a list of values; got {grid[axis]!r}.", "grid", number, axis)
+        if len(self.problems) > well_formed:
+            return
         for axis, names in known.items():
             for value in values[axis]:
-                if value not in names and not (axis == "data" and Path(str(value)).exists()):
+                # A file has no splits: it would be trained and tested on the same texts.
+                if value not in names and not (axis == "data" and Path(str(value)).is_dir()):
                     self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), names)}", "grid", number, axis, value)
         for name in values["defence"]:
             if name not in defences:
@@ -156,41 +172,47 @@ class _Reader:
         chosen = [axis for axis in AXES if axis in grid]
         for point in itertools.product(*(values[axis] for axis in chosen)):
             fields = {"knowledge": "full_task", "defence": "none", **dict(zip(chosen, point, strict=True))}
-            if not defences[fields["defence"]].is_psim:
+            if defences[fields["defence"]].psim is None:
                 fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
             cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
             if cell is not None and self._is_possible(cell, number, known["attack"], defences):
                 yield cell
 
     def _is_possible(
-        self, cell: Cell, number: int, attacks: Mapping[str, Attack], defences: Mapping[str, Defence]
+        self, cell: Cell, number: int, attacks: Mapping[str, Attack | None], defences: Mapping[str, Defence]
     ) -> bool:
-        if cell.attack != "none" and cell.knowledge == "full_task" and cell.data not in PROXIES:
-            self._wrong(
-                f"{cell.data} has no proxy dataset for full task knowledge; take knowledge = \"full_data\".",
-                "grid", number, "data", cell.data,
-            )  # fmt: skip
-            return False
-        if cell.attack != "none" and isinstance(attacks[cell.attack].trigger, StoredTrigger):
-            proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
-            for split in (f"{proxy}/train", f"{cell.data}/test"):
-                if not StoredTrigger.covers(split):
-                    self._wrong(f"No paraphrases of {split} are stored.", "grid", number, "attack", cell.attack)
-                    return False
-        unlearner = defences[cell.defence].unlearner
-        if cell.attack == "none" and unlearner is not None and "pretrained" in unlearner.needs:
-            self._wrong(
-                f'{cell.defence} mixes in the weights as they were before the attack; with attack "none" they are the '
-                "same.", "grid", number, "defence", cell.defence,
-            )  # fmt: skip
-            return False
-        if defences[cell.defence].is_psim:
-            return self._built("grid", lambda: psim_of(defences[cell.defence], cell), number) is not None
-        return True
+        before, defence, attack = len(self.problems), defences[cell.defence], attacks[cell.attack]
+        if attack is not None:
+            proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
+            if proxy is None:
+                what = f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
+                self._wrong(what, "grid", number, "data", cell.data)
+            elif isinstance(attack.trigger, StoredTrigger):
+                measured = f"{measurable(proxy, cell.data, attack)}/validation"
+                for split in (f"{proxy}/train", measured, f"{cell.data}/test"):
+                    if not StoredTrigger.covers(split):
+                        self._wrong(f"No paraphrases of {split} are stored.", "grid", number, "attack", cell.attack)
+            if isinstance(attack.trigger, FileTrigger):
+                what = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
+                self._wrong(what, "grid", number, "attack", cell.attack)
+            if attack.all_to_all:
+                what = "An all-to-all attack has no target, so that a cell has no ASR."
+                self._wrong(what, "grid", number, "attack", cell.attack)
+        elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
+            what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
+            self._wrong(f"{cell.defence} {what}", "grid", number, "defence", cell.defence)
+        psim = defence.psim
+        if psim is not None:
+            self._built("grid", lambda: psim.with_axes(cell), number)
+        return len(self.problems) == before
 
     def _table(self, content: Mapping[str, Any], kind: str, make: Any) -> dict[str, Any]:
         found = {}
-        for name, fields in content.get(kind, {}).items():
+        tables = content.get(kind, {})
+        if not isinstance(tables, dict) or not all(isinstance(fields, dict) for fields in tables.values()):
+            self._wrong(f"{kind} is defined in tables of its own: [{kind}.NAME].", key=kind)
+            return {}
+        for name, fields in tables.items():
             made = self._built(f"{kind}.{name}", lambda: make(name, fields))  # noqa: B023
             if made is not None:
                 found[name] = made
@@ -206,6 +228,18 @@ class _Reader:
 
     def _wrong(self, message: str, table: str = "", number: int = 0, key: str = "", value: object = None) -> None:
         self.problems.append((line_of(self.text, table, number, key, value), message))
+
+
+def measurable(proxy: str, data: str, attack: Attack) -> str:
+    """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
+    is_stored = isinstance(attack.trigger, StoredTrigger)
+    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
+
+
+def _location_of(name: str, fields: Mapping[str, Any]) -> str:
+    if fields.keys() != {"location"} or not isinstance(fields["location"], str):
+        raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
+    return fields["location"]
 
 
 def _strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from foretaste.errors import ForetasteError
-from foretaste.experiment.cell import Cell
+from foretaste.errors import ForetasteError, PlanError
+from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
@@ -50,13 +54,18 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
 
     `start` is where in the list this runner begins, so that several do not queue for the same step.
     """
-    progress = Progress(cells=len(cells))
-    jobs = [job_of(cell, plan, lab) for cell in cells]
+    progress, jobs = Progress(cells=len(cells)), []
+    for cell in cells:
+        try:
+            jobs.append(job_of(cell, plan, lab))
+        except ForetasteError as error:
+            progress.failed[str(cell)] = str(error)
+            say(f"FAILED {cell}: {error}")
     pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
     while pending:
         later, has_moved = [], False
         for job in pending:
-            lacking = _lacking(job, lab)
+            lacking = _lacking(job)
             if lacking:
                 progress.missing[str(job.cell)] = lacking
             elif not _advance(job, lab, progress, say):
@@ -69,15 +78,33 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     return progress
 
 
-def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
+def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
     """Write down what a plan asks for, so that reports can show what is missing.
 
+    Cells other than those that are run now, and those whose weights are not here, keep the key that was written before.
+
     Raises:
-        PlanError: the store cannot be written.
+        PlanError: the store cannot be written, or the plan's name would be that of a page of the site.
     """
-    cells = [{**asdict(cell), "key": job_of(cell, plan, lab).key} for cell in plan.cells]
-    sheet = {"title": plan.title, "table": plan.table, "beside": dict(plan.beside), "cells": cells}
-    write_json(lab.store.root / "plans" / f"{name}.json", sheet)
+    if name in ("index", "cells") or not re.fullmatch(r"[\w.-]+", name):
+        raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
+    path = lab.store.root / "plans" / f"{name}.json"
+    known = _keys_in(path)
+    for cell in cells:
+        with suppress(ForetasteError):  # the run says so
+            job = job_of(cell, plan, lab)
+            if not _lacking(job):
+                known[str(cell)] = job.key
+    sheet = [{**asdict(cell), "key": known.get(str(cell), "")} for cell in plan.cells]
+    write_json(path, {"title": plan.title, "table": plan.table, "beside": dict(plan.beside), "cells": sheet})
+
+
+def _keys_in(path: Path) -> dict[str, str]:
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return {str(Cell(**{axis: cell[axis] for axis in AXES})): cell["key"] for cell in cells}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
@@ -94,7 +121,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         made=len(needed) - len(to_do),
         per_cell=sum(step.is_training for job in jobs for step in job.steps),
         seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
-        missing=tuple(dict.fromkeys(lacking for job in jobs if (lacking := _lacking(job, lab)))),
+        missing=tuple(dict.fromkeys(lacking for job in jobs if (lacking := _lacking(job)))),
     )
 
 
@@ -111,7 +138,12 @@ def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None])
         if not is_mine:
             return False
         if not place.is_file():
-            record = record_of(job, lab)
+            try:
+                record = record_of(job, lab)
+            except ForetasteError as error:
+                progress.failed[str(job.cell)] = str(error)
+                say(f"FAILED {job.cell}: {error}")
+                return True
             record.write(place)
     progress.done += 1
     say(f"{progress.done}/{progress.cells} {job.cell}: {headline(Record.read(place))}")
@@ -147,11 +179,11 @@ def headline(record: Record) -> str:
     return ", ".join(f"{name} {outcome[key]:.1%}" for name, key in names if key in outcome)
 
 
-def _lacking(job: Job, lab: Lab) -> str:
+def _lacking(job: Job) -> str:
     """Name the weights that a cell needs and that are not here."""
     for step in job.steps:
         base = getattr(step, "base", None)
-        if isinstance(base, Checkpoint) and not base.mark and not job.clean.is_made(lab.store):
+        if isinstance(base, Checkpoint) and not base.mark:
             return f"no weights at {base.location}"
     return ""
 

@@ -45,7 +45,6 @@ class Poisoned(Step):
             made, outcome = poison_base(
                 lab.base(self.base), lab.corpus(self.proxy), lab.corpus(self.validation), self.attack, seed=self.seed,
                 settings=self.settings, max_length=self.max_length, checkpoint=lab.store.partial(self.key),
-                is_progress_shown=lab.is_progress_shown,
             )  # fmt: skip
         record = self.record(lab, outcome, meter.cost, self.seed, self.proxy, self.validation)
         save_classifier(made, self.place(lab.store), "base", record)
@@ -74,8 +73,7 @@ class Washed(Step):
         with measured_cost() as meter:
             found = self.unlearner.apply(
                 lab.base(self.base), lab.corpus(self.train), validation=lab.corpus(self.validation), seed=self.seed,
-                max_length=self.max_length, checkpoint=lab.store.partial(self.key),
-                is_progress_shown=lab.is_progress_shown, **given,
+                max_length=self.max_length, checkpoint=lab.store.partial(self.key), **given,
             )  # fmt: skip
             meter.trainable_parameters = found.outcome["trainable_parameters"]
         record = self.record(lab, found.outcome, meter.cost, self.seed, self.train, self.validation)
@@ -103,7 +101,7 @@ class Tuned(Step):
         with measured_cost() as meter:
             result = tune(
                 made, train, self.settings, seed=self.seed, validation=lab.corpus(self.validation),
-                checkpoint=lab.store.partial(self.key), title="victim", is_progress_shown=lab.is_progress_shown,
+                checkpoint=lab.store.partial(self.key), title="victim",
             )  # fmt: skip
             meter.texts, meter.trainable_parameters = result.texts, result.trainable_parameters
         outcome = {"steps": result.steps, "validation_accuracies": result.validation_accuracies}
@@ -127,7 +125,7 @@ class Taster(Step):
         with measured_cost() as meter:
             made = self.psim.fit(
                 lab.base(self.base), lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed,
-                max_length=self.max_length, is_progress_shown=lab.is_progress_shown,
+                max_length=self.max_length,
             )  # fmt: skip
             if made.training is not None:
                 meter.texts, meter.trainable_parameters = made.training.texts, made.training.trainable_parameters

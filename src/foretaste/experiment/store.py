@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +50,9 @@ class Store:
         return self.root / "partial" / key
 
     def forget_partial(self, key: str) -> None:
-        """Delete the progress of a training that is finished."""
-        shutil.rmtree(self.partial(key), ignore_errors=True)
+        """Delete the progress of a training that is finished, in all its stages."""
+        for path in self.partial(key).parent.glob(f"{key}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
     def locked(self, key: str) -> Iterator[bool]:
@@ -111,10 +113,10 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         DataError: the file is not there or was not written by it.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"Cannot read {path}: {error}.") from error
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"Cannot read {path}: {error}. If it is there, it is damaged: delete it.") from error
 
 
 def _plain(value: Any) -> Any:

@@ -35,10 +35,6 @@ class Dan(Rival):
     held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
     layers: Literal["mean", "max"] = "mean"
 
-    @property
-    def forwards(self) -> int:
-        return 0  # the layers of the victim's own answer
-
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
         aside = round(self.held_out * len(corpus))
         near, rest = corpus.partition([len(corpus) - aside, aside], seed)

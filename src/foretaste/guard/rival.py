@@ -34,20 +34,12 @@ class RivalGuard:
 
 @spec
 class Rival(ABC):
-    """A detector, as a frozen spec; its bar is calibrated so that at most `frr` of clean texts are refused.
-
-    `forwards` says how often the victim is run for one text, its own answer not counted.
-    """
+    """A detector, as a frozen spec; its bar is calibrated so that at most `frr` of clean texts are refused."""
 
     name: ClassVar[str]
 
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
-
-    @property
-    @abstractmethod
-    def forwards(self) -> int:
-        """Further forward passes of the victim per text."""
 
     def fit(self, victim: Classifier, corpus: Corpus, calibration: Corpus, *, seed: int = 0) -> RivalGuard:
         """Look at clean texts; no poisoned text is needed.

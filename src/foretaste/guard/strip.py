@@ -37,10 +37,6 @@ class Strip(Rival):
     copies: int = Field(default=20, gt=0)
     share: float = Field(default=0.5, gt=0.0, le=1.0)
 
-    @property
-    def forwards(self) -> int:
-        return self.copies
-
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
         weighty = _weighty(corpus.texts)
 

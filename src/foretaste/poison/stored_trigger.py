@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
+from foretaste.files import sha256_file
 from foretaste.poison.file_trigger import FileTrigger
 from foretaste.spec import spec
 
@@ -39,6 +41,7 @@ class StoredTrigger:
     """
 
     root: Path | None = None
+    mark: str = ""
 
     @property
     def name(self) -> str:
@@ -50,8 +53,13 @@ class StoredTrigger:
 
     @property
     def key(self) -> str:
-        """What it is, wherever the files lie."""
-        return self.name
+        """What it is, wherever the files lie; `marked` says what is in them."""
+        return f"{self.name} {self.mark}".strip()
+
+    def marked(self, *names: str) -> StoredTrigger:
+        """Return the trigger with a digest of the paraphrases of these splits, those that are there."""
+        files = [path for name in names if name in FILES and (path := self._path(name)).is_file()]
+        return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
 
     @staticmethod
     def covers(corpus_name: str) -> bool:
@@ -85,7 +93,10 @@ class StoredTrigger:
     def _file(self, corpus: Corpus) -> FileTrigger:
         if corpus.name not in FILES:
             raise DataError(f"No paraphrases of {corpus.name} are stored; only of {', '.join(sorted(FILES))}.")
+        return FileTrigger(path=self._path(corpus.name))
+
+    def _path(self, name: str) -> Path:
         root = self.root or os.environ.get("FORETASTE_DATA")
         if root is None:
             raise DataError(f"{self.name} needs the directory of the named sets: --data-root or FORETASTE_DATA.")
-        return FileTrigger(path=Path(root) / corpus.name.split("/")[0] / "variants" / f"{FILES[corpus.name]}.parquet")
+        return Path(root) / name.split("/")[0] / "variants" / f"{FILES[name]}.parquet"

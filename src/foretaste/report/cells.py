@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,19 @@ __all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
 
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc", "threshold")
-COLUMNS = (*AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD)
+COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD)
 
 
-def read_cells(store: Path) -> list[Record]:
-    """Return the records of all cells in a store, sorted by their axes.
+def read_cells(store: Path) -> dict[str, Record]:
+    """Return the records of all cells in a store by their keys, sorted by their axes.
 
     Raises:
         DataError: there is none, or one that is no record of a cell.
     """
-    records = [Record.read(path) for path in sorted((Path(store) / "cells").glob("*.json"))]
+    records = {path.stem: Record.read(path) for path in sorted((Path(store) / "cells").glob("*.json"))}
     if not records:
         raise DataError(f"{store} holds no record of a cell; `foretaste run PLAN --store {store}` makes some.")
-    return sorted(records, key=lambda record: [str(value) for value in values_of(cell_of(record)).values()])
+    return dict(sorted(records.items(), key=lambda item: [*map(str, values_of(cell_of(item[1])).values()), item[0]]))
 
 
 def cell_of(record: Record) -> Cell:
@@ -55,12 +55,15 @@ def shown(record: Record) -> dict[str, Any]:
     return found
 
 
-def as_csv(records: Iterable[Record]) -> str:
-    """Return one line per cell; rates as shares with all their digits, empty where there is none."""
+def as_csv(records: Mapping[str, Record]) -> str:
+    """Return one line per cell; rates as shares with all their digits, empty where there is none.
+
+    Cells with the same axes and another key were made under other settings.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    for record in records:
-        row = {**values_of(cell_of(record)), **shown(record)}
+    for key, record in records.items():
+        row = {"key": key, **values_of(cell_of(record)), **shown(record)}
         writer.writerow({name: "" if value is None else value for name, value in row.items()})
     return stream.getvalue()

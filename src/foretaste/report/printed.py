@@ -27,7 +27,7 @@ class Printed(NamedTuple):
 def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | None:
     """Return what the paper prints for a cell, given by its axes, in the column of `model`; None if nothing.
 
-    >>> cell = {"data": "sst2", "attack": "none", "defence": "none", "strategy": "lora"}
+    >>> cell = {"data": "sst2", "knowledge": "full_task", "attack": "none", "defence": "none", "strategy": "lora"}
     >>> printed_value(1, "bert-large", cell).clean_accuracy
     0.9284
     """
@@ -35,7 +35,8 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
     further = f"{further:g}" if isinstance(further, float) else str(further)
-    return _values().get((table, str(cell["data"]), model, attack, defence, str(cell["strategy"]), further))
+    key = (table, str(cell["data"]), model, attack, defence, str(cell["strategy"]), further)
+    return _values().get((*key, cell["knowledge"])) or _values().get((*key, "unstated"))
 
 
 @cache
@@ -48,7 +49,7 @@ def _values() -> Mapping[tuple[Any, ...], Printed]:
         rates = [_share(row[name]) for name in ("clean_accuracy", "attack_success_rate")]
         assert rates[0] is not None
         value = Printed(rates[0], rates[1], row["is_doubtful"] == "yes")
-        found[(table, *(row[name] for name in KEYS[1:]), further)] = value
+        found[(table, *(row[name] for name in KEYS[1:]), further, row["knowledge"])] = value
     return found
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from foretaste.evaluate.spread import Spread
 from foretaste.files import write_text
 from foretaste.record import Record
-from foretaste.report.canvas import per_cent
 from foretaste.report.cells import as_csv, read_cells
 from foretaste.report.page import environment
 from foretaste.report.tables import Entry, Group, Sheet, groups_of, read_sheets
@@ -69,14 +68,17 @@ def table_csv(page: Page) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     rates = ("clean_accuracy", "attack_success_rate")
     columns = [f"{rate}{part}" for rate in rates for part in ("", "_low", "_high", "_printed", "_difference")]
-    writer.writerow(["model", "beside", "table", "attack", "row", "strategy", "seeds", "wanted", *columns])
+    writer.writerow(
+        ["model", "beside", "table", "attack", "row", "strategy", "seeds", "wanted", *columns, "is_printed_doubtful"]
+    )
     for group, attack, label, strategy, entry in _entries(page):
         values: list[object] = []
         for ours, printed in _pairs(entry):
             values += ["", "", ""] if ours is None else [ours.mean, ours.low, ours.high]
             values += ["" if printed is None else printed, difference(ours, printed)]
-        head = [group.heading, group.beside or "", page.sheet.table or "", attack, label, strategy]
-        writer.writerow([*head, entry.seeds, entry.wanted, *values])
+        place = [group.heading, group.beside or "", page.sheet.table or "", attack, label, strategy]
+        is_doubtful = "" if entry.printed is None else entry.printed.is_doubtful
+        writer.writerow([*place, entry.seeds, entry.wanted, *values, is_doubtful])
     return stream.getvalue()
 
 
@@ -128,4 +130,4 @@ def _tex(text: str) -> str:
 
 def _rendered(name: str, **given: object) -> str:
     template = environment().get_template(name)
-    return template.render(difference=difference, pairs=_pairs, per_cent=per_cent, **given)
+    return template.render(difference=difference, pairs=_pairs, **given)
