@@ -32,9 +32,10 @@ def run(
     """
     plan = read_plan(path)
     cells = chosen(plan, only)
-    write_sheet(plan, path.stem, _lab(store, data_root), cells)
+    lab = _lab(store, data_root)
+    write_sheet(plan, path.stem, lab, cells)
     if jobs == 1:
-        parts = [_work(path, store, cells, data_root, 0, None)]
+        parts = [run_plan(plan, lab, cells, _say)]  # what was read for the sheet is not read again
     else:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         context = get_context("forkserver")  # the library is imported once, and no thread is forked
@@ -85,13 +86,10 @@ def _lab(store: Path, data_root: Path | None) -> Lab:
     return Lab(Store(store), data_root=data_root)
 
 
-def _work(
-    path: Path, store: Path, cells: Sequence[Cell], data_root: Path | None, start: int, threads: int | None
-) -> Progress:
-    if threads is not None:
-        import torch
+def _work(path: Path, store: Path, cells: Sequence[Cell], data_root: Path | None, start: int, threads: int) -> Progress:
+    import torch
 
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     return run_plan(read_plan(path), _lab(store, data_root), cells, _say, start)
 
 

@@ -102,8 +102,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
     rival = None
     if defence is not None and defence.rival is not None:
-        texts = {**read, "trigger": None, "target": 0} if with_trigger is None else with_trigger
-        rival = RivalScores(victim=victim, rival=defence.rival, train=train, validation=validation, **texts)
+        asked = with_trigger or read
+        rival = RivalScores(victim=victim, rival=defence.rival, train=train, validation=validation, **asked)
     return Job(
         cell=cell,
         attack=attack,

@@ -6,6 +6,7 @@ import itertools
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ class _Reader:
             self._wrong(f"{kind} is defined in tables of its own: [{kind}.NAME].", key=kind)
             return {}
         for name, fields in tables.items():
-            made = self._built(f"{kind}.{name}", lambda: make(name, fields))  # noqa: B023
+            made = self._built(f"{kind}.{name}", partial(make, name, fields))
             if made is not None:
                 found[name] = made
         return found

@@ -26,7 +26,6 @@ Scorer = Callable[[Sequence[str]], NDArray[np.float64]]
 class RivalGuard:
     """A rival made for one victim: `score` gives `(N,) float64`, higher = more suspicious; above the bar is refused."""
 
-    name: str
     score: Scorer
     threshold: float
     calibration: Calibration
@@ -54,7 +53,7 @@ class Rival(ABC):
         allowed_above(len(calibration), self.frr, self.confidence)
         score = self.scorer(victim, corpus, seed)
         found = calibrate(score(calibration.texts), self.frr, self.confidence)
-        return RivalGuard(self.name, score, found.threshold, found)
+        return RivalGuard(score, found.threshold, found)
 
     @abstractmethod
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
