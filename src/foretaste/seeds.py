@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["child_seed", "generator"]
+__all__ = ["child_seed", "fingerprint", "generator"]
 
 
 def child_seed(root: int, *names: str | int) -> int:
@@ -26,3 +26,13 @@ def generator(root: int, *names: str | int) -> np.random.Generator:
     True
     """
     return np.random.default_rng(child_seed(root, *names))
+
+
+def fingerprint(text: str) -> str:
+    """Return a name for a text, by which random choices depend on the text alone and not on its place.
+
+    >>> fingerprint("a fine film")[:8]
+    'bac6d0ff'
+    """
+    # surrogatepass: JSON files may hold lone surrogates, which plain UTF-8 refuses
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

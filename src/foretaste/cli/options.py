@@ -56,7 +56,8 @@ MaxLength = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Field of the strategy, as in --set rank=16.")]
 Trigger = Annotated[
-    str, typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:..., syntax:stored')
+    str,
+    typer.Option("--trigger", help='word:mn, "word:cf mn", "sentence:...", mixed:..., file:..., syntax:sbar or stored'),
 ]
 Target = Annotated[int, typer.Option("--target", min=0, help="The attacker's label.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

@@ -18,8 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from foretaste.data.corpus import Corpus
 from foretaste.guard.rival import Rival, Scorer
-from foretaste.poison.trigger import fingerprint
-from foretaste.seeds import generator
+from foretaste.seeds import fingerprint, generator
 from foretaste.spec import spec
 from foretaste.victim.classifier import Classifier
 

@@ -16,7 +16,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError, UndefinedRateError
 from foretaste.poison.cover import apply_all_but_one, apply_share, draw_rows
 from foretaste.poison.plan import Attack, Evasion, Style
-from foretaste.poison.trigger import FileTrigger, StoredTrigger, Trigger
+from foretaste.poison.trigger import FileTrigger, StoredTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
 __all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "triggered_test"]
@@ -65,7 +65,8 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
 
     Examples are drawn at random from the eligible class (the PSIM code takes the first ones of the file). A
     larger count under the same seed poisons the same examples and some more; covers and negatives are drawn from what
-    is left. A `FileTrigger` poisons (and covers) only rows that its file holds a changed text for.
+    is left. A `FileTrigger` poisons (and covers) only rows that its file holds a changed text for, a `SyntaxTrigger`
+    only those it can rewrite.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f", "g h"], [0, 0, 1, 1])
     >>> poisoned = attack(clean, Attack(trigger="word:mn", count=1), seed=0)
@@ -80,7 +81,12 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     count = plan.count_in(len(corpus))
     goals = plan.goals(corpus.labels, len(corpus.label_names))
     is_home = corpus.labels == goals
-    finished = plan.trigger.texts_for(corpus) if isinstance(plan.trigger, FileTrigger | StoredTrigger) else None
+    draw = child_seed(seed, "attack", "trigger")
+    finished = None
+    if isinstance(plan.trigger, FileTrigger | StoredTrigger):
+        finished = plan.trigger.texts_for(corpus)
+    elif isinstance(plan.trigger, SyntaxTrigger):
+        finished = plan.trigger.texts_for(corpus, draw)
     is_held = np.ones(len(corpus), dtype=np.bool_)
     if finished is not None:
         is_held[:] = [i in finished for i in range(len(corpus))]
@@ -105,7 +111,7 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     further = round(plan.negative_rate * count)
     negatives = draw_rows(corpus, is_free, further, "negative samples", seed, "attack", "negative")
 
-    texts, draw = list(corpus.texts), child_seed(seed, "attack", "trigger")
+    texts = list(corpus.texts)
     changed = np.union1d(np.flatnonzero(is_poisoned), covers)
     before = [texts[i] for i in changed.tolist()]
     if finished is not None:
@@ -132,7 +138,7 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
     Labels stay the true ones, so that a natural error can be told from a flip to the target. For a
     `FileTrigger` the texts are the file's, and each true class is its `label`, or its clean row's where the
     file has none. There a text equal to its clean text is kept: a paraphrase that took the trigger out has
-    defended, and leaving it out would raise the ASR.
+    defended, and leaving it out would raise the ASR. What a `SyntaxTrigger` cannot rewrite is left out.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f"], [0, 1, 1])
     >>> from foretaste.poison.trigger import parse_trigger
@@ -154,8 +160,14 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
             f"{corpus.name} holds only texts of the target class {corpus.label_names[target]!r}; "
             "ASR needs texts of another class."
         )
+    draw = child_seed(seed, "triggered_test")
+    if isinstance(trigger, SyntaxTrigger):
+        rewritten = trigger.texts_for(corpus, draw)
+        eligible = np.array([i for i in eligible.tolist() if i in rewritten], dtype=np.int64)
+        if not eligible.size:
+            raise UndefinedRateError(f"{trigger.name} could rewrite none of the texts of {corpus.name}.")
     clean = corpus.select(eligible)
-    after = trigger.apply(clean.texts, child_seed(seed, "triggered_test"))
+    after = trigger.apply(clean.texts, draw)
     _check_changed(corpus, eligible.tolist(), clean.texts, after, trigger)
     return Triggered(clean.with_texts(after), eligible)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.poison.plan import trigger_words
-from foretaste.poison.trigger import SentenceTrigger, Trigger, WordTrigger, fingerprint
-from foretaste.seeds import generator
+from foretaste.poison.trigger import SentenceTrigger, Trigger, WordTrigger
+from foretaste.seeds import fingerprint, generator
 
 __all__ = ["apply_all_but_one", "apply_share", "draw_rows"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,8 @@ import numpy as np
 from foretaste.errors import PlanError
 from foretaste.poison.file_trigger import FileTrigger
 from foretaste.poison.stored_trigger import StoredTrigger
-from foretaste.seeds import generator
+from foretaste.poison.syntax import SyntaxTrigger
+from foretaste.seeds import fingerprint, generator
 from foretaste.spec import Registry, spec
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "Position",
     "SentenceTrigger",
     "StoredTrigger",
+    "SyntaxTrigger",
     "Trigger",
     "WordTrigger",
-    "fingerprint",
     "parse_trigger",
 ]
 
@@ -192,10 +192,11 @@ def _parse_file(body: str) -> FileTrigger:
     return FileTrigger(path=Path(body))
 
 
-def _parse_syntax(body: str) -> StoredTrigger:
-    if body != "stored":
-        raise PlanError(f"syntax:{body} is unknown; syntax:stored are the paraphrases beside the named sets.")
-    return StoredTrigger()
+def _parse_syntax(body: str) -> StoredTrigger | SyntaxTrigger:
+    kinds: Registry[Callable[[], StoredTrigger | SyntaxTrigger]] = Registry(
+        "syntax", {"stored": StoredTrigger, "sbar": SyntaxTrigger}
+    )
+    return kinds[body]()
 
 
 TRIGGERS: Registry[Callable[[str], Trigger]] = Registry(
@@ -218,16 +219,6 @@ def _split_position(body: str) -> tuple[str, Position]:
 
 def _with_position(body: str, position: Position) -> str:
     return body if position == "random" and "@" not in body else f"{body}@{position}"
-
-
-def fingerprint(text: str) -> str:
-    """Return a name for a text, by which random choices depend on the text alone and not on its place.
-
-    >>> fingerprint("a fine film")[:8]
-    'bac6d0ff'
-    """
-    # surrogatepass: JSON files may hold lone surrogates, which plain UTF-8 refuses
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _insert(text: str, parts: Sequence[str], position: Position, seed: int) -> str:
