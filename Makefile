@@ -27,10 +27,10 @@ export FORETASTE_DATA
 endif
 endif
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench lock clean apertium
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## plant a backdoor, train the taster, write the report
 	@$(BIN)/foretaste demo
@@ -43,8 +43,8 @@ check: $(STAMP) ## lint, formatting, types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## time guarded against unguarded inference
-	@$(BIN)/python benchmarks/guarded_inference.py
+bench: $(STAMP) ## time guarded against unguarded inference, and ONION against its reference
+	@$(BIN)/python benchmarks/guarded_inference.py && $(BIN)/python benchmarks/onion.py
 
 # Without a GPU, torch comes without its dependencies (the lock holds the small ones), and its CUDA build, which cannot
 # even be imported without several GB of libraries, is refused before anything is installed.
@@ -96,6 +96,10 @@ define LOCK_HEADER
 # torch bears no hash and must be installed on its own, as the Makefile does: which build fits depends on the machine.
 endef
 export LOCK_HEADER
+
+apertium: ## install the translator of back-translation (Debian and kin; needs root)
+	@if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+	$$sudo apt-get install -y --no-install-recommends apertium-eng-spa && apertium -l
 
 lock: ## renew requirements.lock from pyproject.toml
 	@$(FIND_PYTHON); set -e; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
@@ -22,9 +23,11 @@ from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import forecast, run_plan, write_sheet
 from foretaste.experiment.store import Store, load_arrays
 from foretaste.guard.artefact import load_psim
+from foretaste.poison.attack import triggered_test
 from foretaste.record import Record
 from foretaste.report.cells import as_csv, cell_of, read_cells
 from foretaste.report.tables import read_sheets
+from foretaste.rewrite.onion import Onion
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
 
@@ -46,7 +49,7 @@ data = "toy"
 knowledge = "full_data"
 attack = ["none", "badnet"]
 strategy = ["lora", "full"]
-defence = ["none", "psim", "fine_tuning", "dan"]
+defence = ["none", "psim", "fine_tuning", "dan", "onion"]
 psim_strategy = "lora"
 
 [model.tiny]
@@ -80,6 +83,15 @@ epochs = 1
 least_steps = 1
 precision = "float32"
 """
+# Longer trainings of fewer cells: in PLAN's the models learn next to nothing.
+LEARNT = (
+    PLAN.replace("limit = 200", "limit = 600")
+    .replace("poisoning_epochs = 2\npoisoning_rate = 1e-3", "poisoning_epochs = 3\npoisoning_rate = 3e-3")
+    .replace('["none", "badnet"]', '"badnet"')
+    .replace('["lora", "full"]', '["lora"]')
+    .replace('"fine_tuning", ', "")
+    .replace("[strategy.lora]\nepochs = 1", "[strategy.lora]\nepochs = 2")
+)
 RUN = """
 from pathlib import Path
 import torch
@@ -104,7 +116,7 @@ def path(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plan(path: Path) -> Plan:
-    """Sixteen cells of two bases."""
+    """Twenty cells of two bases."""
     return read_plan(path)
 
 
@@ -113,7 +125,7 @@ def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A store with all cells, made without a stop, and what was said."""
     store, said = tmp_path_factory.mktemp("lab"), list[str]()
     progress = run_plan(plan, Lab(Store(store)), plan.cells, said.append)
-    assert (progress.done, progress.failed, progress.missing) == (16, {}, {})
+    assert (progress.done, progress.failed, progress.missing) == (20, {}, {})
     return store, said
 
 
@@ -123,13 +135,19 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
     # One poisoned base; two bases washed; of each of the four, two victims; a guard of each base as it came.
     assert sorted(made) == ["bases", "guards", "guards", *["victims"] * 8, "washed", "washed"]
     found = forecast(plan, Lab(Store(store)), plan.cells)
-    assert (found.cells, found.done, found.trainings, found.made) == (16, 16, 13, 13)
-    assert found.per_cell == 32
+    assert (found.cells, found.done, found.trainings, found.made) == (20, 20, 13, 13)
+    assert found.per_cell == 38
+    assert len(list((store / "rewritten").iterdir())) == 2  # clean and triggered texts, whatever model reads them
+    sound = [record for record in read_cells(store).values() if cell_of(record).attack == "none"]
+    assert len(sound) == 10
+    assert not any("attack_success_rate" in record.outcome for record in sound)
     assert not list((store / "partial").glob("*"))
 
 
-def test_records_say_what_an_evaluation_by_hand_says(plan: Plan, finished: tuple[Path, list[str]]) -> None:
-    store, _ = finished
+def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(LEARNT.format(tiny=toy_base), encoding="utf-8")
+    plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
+    assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
     records = {str(cell_of(record)): record for record in read_cells(store).values()}
     attacked = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=none seed=0"]
     guarded = records[
@@ -154,15 +172,22 @@ def test_records_say_what_an_evaluation_by_hand_says(plan: Plan, finished: tuple
     assert far_apart["false_rejection_rate"] < 0.15  # 5 % promised
     assert rival.outcome["attack_success_rate"] == attacked.outcome["attack_success_rate"]
     assert far_apart["attack_success_rate"] < by_hand["attack_success_rate"]
-    sound = records["model=tiny data=toy knowledge=full_data attack=none strategy=lora defence=none seed=0"]
-    assert "attack_success_rate" not in sound.outcome
+    rewritten = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=onion seed=0"]
+    without: Any = rewritten.outcome
+    assert without["attack_success_rate"] < 0.6 < by_hand["clean_accuracy"]  # the trigger words are rare
+    assert without["clean_accuracy"] > 0.55
+    assert without["guarded"] is None
+    corpora = [toy_corpus("train").sample(600, 0), toy_corpus("validation")]
+    texts = triggered_test(toy_corpus("test"), plan.attacks["badnet"].trigger, 0, 0).corpus.texts
+    stored = [json.loads(path.read_text(encoding="utf-8"))["texts"] for path in (store / "rewritten").iterdir()]
+    assert Onion().fit(*corpora).rewrite(texts) in stored
 
 
 def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]) -> None:
     store, _ = finished
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     said: list[str] = []
-    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 16
+    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 20
     assert not any(line.startswith("made") for line in said)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
 
@@ -176,7 +201,7 @@ def test_killed_at_random_it_ends_with_the_same_table(
         store, log = tmp_path / f"lab-{kills}", tmp_path / f"log-{kills}"
         names = {"path": str(path), "store": str(store), "log": str(log)}
         other = start_process(RUN, **names)
-        while kills < KILLS and len(list(store.glob("cells/*.json"))) < 16:
+        while kills < KILLS and len(list(store.glob("cells/*.json"))) < 20:
             runner = start_process(RUN, **names)
             time.sleep(draw.uniform(0.05, 0.6))
             if kills % 3 == 0:  # now and then the other one
@@ -197,7 +222,7 @@ def test_killed_at_random_it_ends_with_the_same_table(
 def test_what_fails_does_not_stop_the_rest(path: Path, toy_base: Path, tmp_path: Path) -> None:
     text = PLAN.format(tiny=toy_base).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
     other = tmp_path / "other.toml"
-    other.write_text(text.replace('"none", "psim", "fine_tuning", "dan"', '"none", "psim"'), encoding="utf-8")
+    other.write_text(text.replace('"none", "psim", "fine_tuning", "dan", "onion"', '"none", "psim"'), encoding="utf-8")
     plan, said = read_plan(other), list[str]()
     progress = run_plan(plan, Lab(Store(tmp_path / "lab")), plan.cells, said.append)
     cells = {name for name in progress.failed if name.startswith("model=")}

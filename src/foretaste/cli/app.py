@@ -29,6 +29,7 @@ for command in (
     use.evaluate,
     use.check,
     use.audit,
+    use.rewrite,
     laboratory.run,
     laboratory.report,
     use.inspect,

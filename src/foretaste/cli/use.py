@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering, as_line, seconds_of
+from foretaste.cli.output import answering, as_line, assignments, seconds_of
 
-__all__ = ["audit", "check", "demo", "evaluate", "inspect"]
+__all__ = ["audit", "check", "demo", "evaluate", "inspect", "rewrite"]
 
 
 def evaluate(
@@ -133,6 +133,40 @@ def inspect(directory: str, as_json: o.Json = False) -> None:
 
         result = commands.inspect(directory)
         answer(result, "\n".join(f"{key:24} {as_line(value)}" for key, value in result.items()))
+
+
+def rewrite(
+    data: o.Data,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts, or - for one per line on standard input.")] = None,
+    method: Annotated[str, typer.Option("--method", help="onion, back_translation or scpd.")] = "onion",
+    method_set: Annotated[
+        list[str] | None, typer.Option("--set", help="Field of the method, as in --set model=DIR or --set loss=0.2.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Texts in a .txt, CSV, JSONL or Parquet file.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Rewrite this split of --data instead.")] = None,
+    trigger: Annotated[str | None, typer.Option("--trigger", help="Trigger the split's texts first.")] = None,
+    target: o.Target = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A .jsonl file for the split.")] = None,
+    data_root: o.DataRoot = None,
+    text_column: o.TextColumn = None,
+    label_column: o.LabelColumn = None,
+    seed: o.Seed = 0,
+    as_json: o.Json = False,
+) -> None:
+    """Rewrite texts as a defence would before the victim reads them."""
+    with answering(as_json) as answer:
+        from foretaste.cli import rewriting
+        from foretaste.cli.texts import read_texts
+
+        found = [] if split is not None and not texts and file is None else read_texts(texts or [], file, None)
+        source = o.source_of(data, data_root, text_column, label_column, None, seed)
+        result = rewriting.rewrite(
+            method, assignments(method_set), source, found, split=split, trigger=trigger, target=target, out=out,
+            seed=seed,
+        )  # fmt: skip
+        lines = [as_line(text) for text in result.get("rewritten", ())]
+        took = f"{result['changed']} of {result['texts']} texts changed in {result['seconds']:.1f} s"
+        answer(result, "\n".join(lines) if lines else f"{result['out']}: {took}")
 
 
 def demo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,11 +14,13 @@ from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
+from foretaste.experiment.methods import Defence
 from foretaste.experiment.plan import Plan, measurable
-from foretaste.experiment.steps import Answers, Poisoned, RivalScores, Scores, Taster, Tuned, Washed
+from foretaste.experiment.steps import Answers, Poisoned, Rewritten, RivalScores, Scores, Taster, Tuned, Washed
 from foretaste.experiment.store import digest_of, load_arrays
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.record import Record
+from foretaste.rewrite.stored import StoredRewriting
 from foretaste.tune.poison import POISONING
 
 __all__ = ["Job", "job_of", "record_of"]
@@ -107,11 +110,31 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     return Job(
         cell=cell,
         attack=attack,
-        clean=Answers(victim=victim, **read),
-        triggered=None if with_trigger is None else Answers(victim=victim, **with_trigger),
+        clean=Answers(victim=victim, rewritten=_rewritten(defence, common, read, lab), **read),
+        triggered=None
+        if with_trigger is None
+        else Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger),
         clean_scores=None if guard is None else Scores(guard=guard, **read),
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
         rival=rival,
+    )
+
+
+def _rewritten(
+    defence: Defence | None, common: Mapping[str, Any], read: Mapping[str, Any], lab: Lab
+) -> Rewritten | None:
+    """The texts that the defence rewrites, if it does: the same for every victim."""
+    if defence is None or defence.rewriter is None:
+        return None
+    rewriter = defence.rewriter
+    if isinstance(rewriter, StoredRewriting):
+        rewriter = rewriter.at_home(lab.data_root, read["texts"].data)
+    learns = rewriter.learns
+    return Rewritten(
+        rewriter=rewriter.marked(),
+        train=common["train"] if learns else None,
+        validation=common["validation"] if learns else None,
+        **read,
     )
 
 

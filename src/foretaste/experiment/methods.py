@@ -14,6 +14,8 @@ from foretaste.guard.rival import Rival
 from foretaste.guard.rivals import RIVALS
 from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
+from foretaste.rewrite.methods import REWRITERS, STORED
+from foretaste.rewrite.rewriter import Rewriting
 from foretaste.spec import Registry, nearest, spec
 from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner
@@ -27,6 +29,7 @@ ATTACKS: Registry[Attack] = Registry(
         "badnet": Attack(trigger=parse_trigger("word:mn"), count=1000),
         "mixed": Attack(trigger=parse_trigger("mixed:word:mn|sentence:I watched this 3D movie"), count=1000),
         "synattack": Attack(trigger=parse_trigger("syntax:stored"), count=1000),
+        "synattack_sbar": Attack(trigger=parse_trigger("syntax:sbar"), count=1000),
         "insent": Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
     },
 )
@@ -60,10 +63,11 @@ class PsimRecipe:
 
 @spec
 class Defence:
-    """One of: PSIM or a rival in front of the victim, an unlearner before it is tuned, nothing."""
+    """One of: PSIM or a rival in front of the victim, texts rewritten, an unlearner before it is tuned, nothing."""
 
     psim: PsimRecipe | None = None
     rival: Rival | None = None
+    rewriter: Rewriting | None = None
     unlearner: Unlearner | None = None
 
 
@@ -87,8 +91,12 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     own |= {f"strategy.{key}": value for key, value in theirs.items()}
     if method in RIVALS:
         return Defence(rival=changed(RIVALS[method](), own, strategy))
+    rewriters = {**REWRITERS, **STORED}
+    if method in rewriters:
+        return Defence(rewriter=changed(rewriters[method](), own, strategy))
     if method not in UNLEARNERS:
-        raise PlanError(f"Unknown defence {method!r}.{nearest(method, ['none', *PSIMS, *RIVALS, *UNLEARNERS])}")
+        known = ["none", *PSIMS, *RIVALS, *rewriters, *UNLEARNERS]
+        raise PlanError(f"Unknown defence {method!r}.{nearest(method, known)}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:
         raise PlanError(f"{method} needs {' and '.join(sorted(lacking))}, which a plan does not give.")

@@ -19,6 +19,7 @@ from foretaste.experiment.lines import line_of
 from foretaste.experiment.methods import ATTACKS, Defence, defence_of
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import FileTrigger, StoredTrigger
+from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
 from foretaste.victim.strategy import STRATEGIES, Strategy
@@ -202,6 +203,12 @@ class _Reader:
         elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
             what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
             self._wrong(f"{cell.defence} {what}", "grid", number, "defence", cell.defence)
+        stored = defence.rewriter
+        if isinstance(stored, StoredRewriting):
+            trigger = None if attack is None else attack.trigger.name
+            if not stored.covers(cell.data, trigger):
+                what = f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}."
+                self._wrong(what, "grid", number, "defence", cell.defence)
         psim = defence.psim
         if psim is not None:
             self._built("grid", lambda: psim.with_axes(cell), number)

@@ -15,6 +15,7 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
+from foretaste.experiment.steps import Rewritten
 from foretaste.files import write_json
 from foretaste.record import Record
 
@@ -180,8 +181,10 @@ def headline(record: Record) -> str:
 
 
 def _lacking(job: Job) -> str:
-    """Name the weights that a cell needs and that are not here."""
+    """Name what a cell needs and what is not here: weights, the tools of a rewriter."""
     for step in job.steps:
+        if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
+            return lacking
         base = getattr(step, "base", None)
         if isinstance(base, Checkpoint) and not base.mark:
             return f"no weights at {base.location}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 
 from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.experiment.store import Store, save_arrays
+from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import Psim
 from foretaste.guard.rival import Rival
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.record import measured_cost
+from foretaste.rewrite.rewriter import Rewriting
+from foretaste.rewrite.stored import StoredRewriting
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import poison_base
 from foretaste.unlearn.unlearner import Unlearner
@@ -24,7 +28,7 @@ from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Strategy
 
-__all__ = ["Answers", "Poisoned", "RivalScores", "Scores", "Taster", "Tuned", "Washed"]
+__all__ = ["Answers", "Poisoned", "Rewritten", "RivalScores", "Scores", "Taster", "Tuned", "Washed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,23 +155,59 @@ class _Read(Step):
         return self.place(store).is_file()
 
     def read(self, lab: Lab) -> tuple[str, ...]:
-        """Return the texts as the model gets them."""
+        """Return the texts as they reach the user."""
+        return self.rows(lab)[1]
+
+    def rows(self, lab: Lab) -> tuple[list[int], tuple[str, ...]]:
+        """Return which rows of the split they are, and the texts."""
         corpus = lab.corpus(self.texts)
         if self.trigger is None:
-            return corpus.texts
-        return triggered_test(corpus, self.trigger, self.target, self.seed).corpus.texts
+            return list(range(len(corpus))), corpus.texts
+        found = triggered_test(corpus, self.trigger, self.target, self.seed)
+        return found.origins.tolist(), found.corpus.texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten(_Read):
+    """Texts as a rewriter leaves them, whatever model reads them then: `texts` and the `seconds` that it took.
+
+    `train` and `validation` are what it learns from, if it does.
+    """
+
+    kind: ClassVar[str] = "rewritten"
+    rewriter: Rewriting
+    train: Texts | None
+    validation: Texts | None
+
+    def place(self, store: Store) -> Path:
+        return store.root / self.kind / f"{self.key}.json"
+
+    def make(self, lab: Lab) -> None:
+        corpus, start = lab.corpus(self.texts), time.monotonic()
+        if isinstance(self.rewriter, StoredRewriting):
+            texts = self.rewriter.texts_of(corpus, *self.rows(lab), None if self.trigger is None else self.trigger.name)
+        else:
+            clean = [corpus if part is None else lab.corpus(part) for part in (self.train, self.validation)]
+            texts = self.rewriter.fit(*clean, seed=self.seed).rewrite(self.read(lab))
+        made = {"texts": texts, "seconds": time.monotonic() - start}
+        write_text(self.place(lab.store), json.dumps(made))
+
+    def read_made(self, lab: Lab) -> tuple[str, ...]:
+        """Return the texts as they were written."""
+        return tuple(json.loads(self.place(lab.store).read_text(encoding="utf-8"))["texts"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(_Read):
-    """`predicted (N,) int64`, -1 where the victim gives no number."""
+    """`predicted (N,) int64`, -1 where the victim gives no number; of texts as they are, or `rewritten` before."""
 
     kind: ClassVar[str] = "answers"
     victim: Tuned
+    rewritten: Rewritten | None = None
 
     def make(self, lab: Lab) -> None:
         victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
-        said = victim.predict(self.read(lab))
+        said = victim.predict(self.read(lab) if self.rewritten is None else self.rewritten.read_made(lab))
         is_sound = np.isfinite(said.logits).all(axis=1)
         save_arrays(self.place(lab.store), {"predicted": np.where(is_sound, said.labels, -1)})
 

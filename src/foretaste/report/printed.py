@@ -13,7 +13,7 @@ __all__ = ["Printed", "printed_value"]
 KEYS = ("table", "dataset", "model", "attack", "defence", "strategy")
 # Where PSIM's strategy or its reset rate is what the table is about, it tells rows apart.
 _FURTHER = {3: "psim_strategy", 13: "reset_rate"}
-_ATTACKS = {"mixed": "badnet+insent"}
+_ATTACKS = {"mixed": "badnet+insent", "synattack_sbar": "synattack"}
 
 
 class Printed(NamedTuple):
@@ -31,7 +31,7 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     >>> printed_value(1, "bert-large", cell).clean_accuracy
     0.9284
     """
-    defence = "psim" if str(cell["defence"]).startswith("psim") else cell["defence"]
+    defence = "psim" if str(cell["defence"]).startswith("psim") else str(cell["defence"]).removesuffix("_stored")
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
     further = f"{further:g}" if isinstance(further, float) else str(further)

@@ -31,8 +31,8 @@ def new_tensor_directory(path: Path) -> Iterator[Path]:
             raise OSError(str(error)) from error
 
 
-def check_directory(path: Path, location: str) -> None:
-    """Refuse a directory unless it is a model of a known family in safetensors without code of its own.
+def check_directory(path: Path, location: str, *, is_suspect: bool = True) -> None:
+    """Refuse a directory unless it is a model in safetensors without code of its own; a suspect's family is known, too.
 
     Raises:
         ModelError: not_found, unreadable, adapter, remote_code, quantized, unknown_family, pickle, outside.
@@ -48,6 +48,8 @@ def check_directory(path: Path, location: str) -> None:
         raise ModelError(f"{config_path} is not readable JSON: {error}", code="unreadable") from error
     if not isinstance(config, dict):
         raise ModelError(f"{config_path} does not hold a JSON object.", code="unreadable")
+    if is_suspect:
+        family_of(str(config.get("model_type")))
     _check_config(config, location)
     if not any(path.glob("*.safetensors")):
         pickles = sorted(p.name for p in path.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -60,7 +62,6 @@ def check_directory(path: Path, location: str) -> None:
 
 
 def _check_config(config: dict[str, Any], location: str) -> None:
-    family_of(str(config.get("model_type")))
     if "auto_map" in config:
         raise ModelError(f"{location} asks for its own Python code (auto_map); refused.", code="remote_code")
     for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):

@@ -13,7 +13,7 @@ __all__ = ["EMBEDDED", "MINILM_SHA256", "find_directory"]
 # Names that need no download, and how many of MiniLM's layers they use: None for all.
 EMBEDDED = {"minilm": None, "minilm-l3": 3}
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.spm"]
 
 
 def find_directory(location: str, *, may_download: bool = True) -> Path:

@@ -24,6 +24,7 @@ __all__ = [
     "fingerprint",
     "load_tokenizer",
     "load_weights",
+    "load_whole",
     "refuse_non_finite",
     "relabelled",
     "text_room",
@@ -39,28 +40,42 @@ def load_weights(path: Path, location: str, label_count: int, layers: int | None
     Raises:
         ModelError: files broken (`unreadable`), tensors absent (`missing_weights`) or not finite (`non_finite`).
     """
+    more = {"num_labels": label_count} | ({} if layers is None else {"num_hidden_layers": layers})
+    model, absent = load_whole(AutoModelForSequenceClassification, path, location, may_lack=HEAD_NAMES, **more)
+    return model, not absent
+
+
+def load_whole(
+    auto: Any, path: Path, location: str, *, may_lack: tuple[str, ...] = (), **options: Any
+) -> tuple[Any, set[str]]:
+    """Load a checked directory as a float32 model of the kind `auto`, with the names of the tensors it had to make up.
+
+    `may_lack` are the beginnings of those that need not be there.
+
+    Raises:
+        ModelError: as `load_weights`.
+    """
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     cast(Any, transformers_logging).disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = auto.from_pretrained(
                 path,
-                num_labels=label_count,
-                **({} if layers is None else {"num_hidden_layers": layers}),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 use_safetensors=True,
                 trust_remote_code=False,
                 dtype=torch.float32,
+                **options,
             )
     except Exception as error:  # a stranger's sizes and tensors can break any assumption in there
         raise ModelError(f"{location}: the weights cannot be loaded: {error}", code="unreadable") from error
     finally:
         transformers_logging.set_verbosity(level)
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-    lost = sorted(name for name in absent if not name.startswith(HEAD_NAMES))
+    lost = sorted(name for name in absent if not name.startswith(may_lack))
     if lost:
         raise ModelError(
             f"{location}: {len(lost)} tensors are missing or misshapen, the first is {lost[0]!r}; "
@@ -68,7 +83,7 @@ def load_weights(path: Path, location: str, label_count: int, layers: int | None
             code="missing_weights",
         )
     refuse_non_finite(model.state_dict(), location)
-    return model, not absent
+    return model, absent
 
 
 def load_tokenizer(path: Path, location: str, model: Any) -> Any:

@@ -1,0 +1,46 @@
+"""What every rewriter is: texts in, texts out, and what becomes of a text depends on it and the tool alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from foretaste.data.corpus import Corpus
+from foretaste.spec import spec
+
+__all__ = ["Rewriter", "Rewriting"]
+
+
+class Rewriter(Protocol):
+    """Changes texts before a victim sees them."""
+
+    def rewrite(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts as they go to the victim: same length and order, none blank that was not."""
+        ...
+
+
+@spec
+class Rewriting(ABC):
+    """A way of rewriting, as a frozen spec; it knows no victim, so that its texts serve every model."""
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = False
+    """True if clean texts of the task decide what it does."""
+
+    def lacking(self) -> str:
+        """Say what it needs that is not on this machine; blank if nothing is."""
+        return ""
+
+    def marked(self) -> Rewriting:
+        """Return the same with a digest of the tools it uses, so that other tools are not taken for these."""
+        return self
+
+    @abstractmethod
+    def fit(self, corpus: Corpus, validation: Corpus, *, seed: int = 0) -> Rewriter:
+        """Make it ready with clean texts of the task: `corpus` to learn from, `validation` to set a bar by.
+
+        Raises:
+            ModelError: a tool is not there or cannot be used.
+            DataError: too few clean texts.
+        """

@@ -1,0 +1,68 @@
+"""A sequence-to-sequence checkpoint that translates or paraphrases: MarianMT, T5, BART and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from foretaste.rewrite.checkpoint import open_tool, room_of
+from foretaste.victim.batch import readable, scoring_batches
+
+__all__ = ["Seq2Seq"]
+
+_LONGER = 2  # a rewritten text has at most so many times the tokens of the text, and a few more
+_FEW = 16
+
+
+class Seq2Seq:
+    """An encoder-decoder with its tokenizer; the likeliest output of a beam search, nothing drawn at random."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        prefix: str = "",
+        beams: int = 4,
+        max_length: int = 512,
+        batch_size: int = 16,
+    ) -> None:
+        self._model, self._tokenizer, self._prefix, self._beams = model.eval(), tokenizer, prefix, beams
+        self._max_length, self._batch_size = room_of(model, max_length), batch_size
+        model.generation_config.max_length = None  # the length is told by each batch
+
+    @classmethod
+    def open(cls, location: str, **options: Any) -> Seq2Seq:
+        """Open a directory or hub id.
+
+        Raises:
+            ModelError: as `open_tool`.
+        """
+        from transformers import AutoModelForSeq2SeqLM
+
+        return cls(*open_tool(AutoModelForSeq2SeqLM, location), **options)
+
+    def rewrite(self, texts: Sequence[str]) -> list[str]:
+        """Return the outputs; a blank text, or one whose output is blank, stays as it is."""
+        distinct = list(dict.fromkeys(text for text in texts if text.strip()))
+        given = [self._prefix + text for text in readable(distinct)]
+        ids = self._tokenizer(given, truncation=True, max_length=self._max_length)["input_ids"] if given else []
+        known: dict[str, str] = {}
+        for batch in scoring_batches(np.array([len(row) for row in ids], dtype=np.int64), self._batch_size):
+            for index, new in zip(batch.tolist(), self._outputs([ids[i] for i in batch]), strict=True):
+                known[distinct[index]] = new.strip() or distinct[index]
+        return [known.get(text, text) for text in texts]
+
+    @torch.inference_mode()
+    def _outputs(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        padded = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self._model.device)
+        room = min(self._max_length, _LONGER * padded["input_ids"].shape[1] + _FEW)
+        made = self._model.generate(
+            input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=room - 1,
+            num_beams=self._beams, do_sample=False,
+        )  # fmt: skip
+        found: list[str] = self._tokenizer.batch_decode(made, skip_special_tokens=True)
+        return found
