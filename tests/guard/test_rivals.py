@@ -14,7 +14,10 @@ from sklearn.covariance import ShrunkCovariance
 from foretaste.data import toy_corpus
 from foretaste.errors import DataError, GuardError
 from foretaste.evaluate.metrics import auroc
-from foretaste.guard.dan import Dan, layer_means
+from foretaste.guard.badacts import BadActs
+from foretaste.guard.dan import Dan
+from foretaste.guard.layers import layer_vectors
+from foretaste.guard.rap import Rap, _rare_word
 from foretaste.guard.rival import Rival, RivalGuard
 from foretaste.guard.rivals import RIVALS
 from foretaste.guard.strip import Strip
@@ -23,7 +26,9 @@ from foretaste.poison.trigger import parse_trigger
 from foretaste.spec import build
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.batch import pad
+from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
+from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,7 +89,8 @@ def test_what_does_not_fit_is_refused(rival: Rival, victim: Classifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rival", "lowest"), [(Strip(copies=6, share=0.3), 0.8), (Dan(), 0.9), (Dan(layers="max"), 0.8)]
+    ("rival", "lowest"),
+    [(Strip(copies=6, share=0.3), 0.8), (Dan(), 0.9), (Dan(layers="max"), 0.8), (Rap(), 0.7), (BadActs(), 0.8)],
 )
 def test_a_trigger_of_rare_words_stands_out(rival: Rival, lowest: float, victim: Classifier) -> None:
     made = rival.fit(victim, TRAIN, CALIBRATION)
@@ -112,8 +118,8 @@ def test_strip_averages_the_copies_of_each_text_by_hand(victim: Classifier) -> N
 def test_dan_measures_the_nearest_class_by_hand(victim: Classifier) -> None:
     rival = Dan()
     near, rest = TRAIN.partition([320, 80], 0)
-    means = layer_means(victim, near.texts)
-    held, asked = layer_means(victim, rest.texts), layer_means(victim, TEST.texts[:5])
+    means = layer_vectors(victim, near.texts, "mean")
+    held, asked = layer_vectors(victim, rest.texts, "mean"), layer_vectors(victim, TEST.texts[:5], "mean")
     standard = []
     for layer in range(len(means)):
         centres = [means[layer][near.labels == label].mean(axis=0) for label in (0, 1)]
@@ -138,7 +144,49 @@ def test_the_last_layer_shown_is_what_the_module_shows_alone(victim: Classifier)
     assert len(output.layers) == victim.module.classifier.config.num_hidden_layers
     pooled = victim.predict(texts)
     assert pooled.features.shape == (7, output.tokens.shape[2])
-    means = layer_means(victim, texts)
+    means = layer_vectors(victim, texts, "mean")
     with victim.module.showing_tokens():
         alone = victim.predict(texts, is_pooled=True).features
     np.testing.assert_allclose(means[-1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> None:
+    before = {name: tensor.clone() for name, tensor in victim.module.state_dict().items()}
+    word, token = _rare_word(victim, TRAIN)
+    assert not any(word in text.lower().split() for text in TRAIN.texts)
+    assert victim.tokenizer.convert_tokens_to_ids([word]) == [token]
+    score = Rap(epochs=10).scorer(victim, TRAIN, seed=0)
+    sure = victim.predict(TRAIN.texts).certainty > 0.7
+    assert sure.sum() > 50
+    falls = -score(TRAIN.texts)[sure]
+    assert np.median(falls) > 0.09
+    assert np.quantile(falls, 0.9) < 0.45
+    blunt = -Rap(epochs=1, learning_rate=1e-9).scorer(victim, TRAIN, seed=0)(TRAIN.texts)[sure]
+    assert np.median(blunt) < np.median(falls) / 2  # the word as it was does not do that
+    for name, tensor in victim.module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_rap_needs_texts_of_every_class(victim: Classifier) -> None:
+    one = TRAIN.select(np.flatnonzero(victim.predict(TRAIN.texts).labels == 0))
+    with pytest.raises(GuardError, match="clean texts of every class") as caught:
+        Rap().scorer(victim, one, seed=0)
+    assert caught.value.code == "too_few_texts"
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_badacts_counts_neurons_outside_by_hand(family: str, toy_bases: Mapping[str, Path], victim: Classifier) -> None:
+    model = victim if family == "bert" else open_base(toy_bases[family]).classifier(Full(), TRAIN.label_names, seed=0)
+    score = BadActs(width=2.0).scorer(model, TRAIN, seed=0)
+
+    def neurons(text: str) -> np.ndarray:
+        ids = model.encode([text]).ids
+        with model.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
+            layers = model.module(*pad(ids, model.module.device)).layers
+        assert layers is not None
+        return np.stack([layer[0, 0 if family == "bert" else len(ids[0]) - 1].numpy() for layer in layers])
+
+    usual = np.stack([neurons(text) for text in TRAIN.texts])  # (N, L, H)
+    for text, found in zip(TEST.texts[:5], score(TEST.texts[:5]), strict=True):
+        away = np.abs(neurons(text) - usual.mean(axis=0)) / usual.std(axis=0)
+        assert found == pytest.approx((away > 2.0).mean(), abs=0.01)

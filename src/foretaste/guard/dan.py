@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from sklearn.covariance import ShrunkCovariance
 
 from foretaste.data.corpus import Corpus
+from foretaste.guard.layers import layer_vectors
 from foretaste.guard.rival import Rival, Scorer
 from foretaste.spec import spec
-from foretaste.victim.batch import pad, scoring_batches
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["Dan", "layer_means"]
+__all__ = ["Dan"]
 
 Array = NDArray[np.float64]
 
@@ -38,39 +37,21 @@ class Dan(Rival):
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
         aside = round(self.held_out * len(corpus))
         near, rest = corpus.partition([len(corpus) - aside, aside], seed)
-        features = layer_means(victim, near.texts)  # (L, N, H)
+        features = layer_vectors(victim, near.texts, "mean")  # (L, N, H)
         classes = np.unique(near.labels)
         centres = np.stack([features[:, near.labels == label].mean(axis=1) for label in classes], axis=1)  # (L, C, H)
         spread = features - centres[:, np.searchsorted(classes, near.labels)]
         precisions = np.stack([ShrunkCovariance(assume_centered=True).fit(own).precision_ for own in spread])
-        usual = _distances(layer_means(victim, rest.texts), centres, precisions)  # (L, M)
+        usual = _distances(layer_vectors(victim, rest.texts, "mean"), centres, precisions)  # (L, M)
         middle, width = usual.mean(axis=1), usual.std(axis=1).clip(min=1e-12)
 
         def score(texts: Sequence[str]) -> Array:
-            apart = _distances(layer_means(victim, texts), centres, precisions)
+            apart = _distances(layer_vectors(victim, texts, "mean"), centres, precisions)
             standard = (apart - middle[:, None]) / width[:, None]
             together: Array = standard.mean(axis=0) if self.layers == "mean" else standard.max(axis=0)
             return together
 
         return score
-
-
-def layer_means(model: Classifier, texts: Sequence[str], batch_size: int = 64) -> Array:
-    """Return every layer's mean over each text's tokens, `(L, N, H) float64`, without the embeddings."""
-    encoded, device = model.encode(texts), model.module.device
-    means: Array | None = None
-    with model.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
-        for batch in scoring_batches(encoded.lengths, batch_size):
-            output = model.module(*pad([encoded.ids[i] for i in batch], device))
-            assert output.layers is not None
-            assert output.mask is not None
-            weights = output.mask.unsqueeze(2).to(output.layers[0].dtype)  # (B, T) -> (B, T, 1)
-            own = torch.stack([(layer * weights).sum(dim=1) / weights.sum(dim=1) for layer in output.layers])
-            if means is None:
-                means = np.empty((own.shape[0], len(texts), own.shape[2]))
-            means[:, batch] = own.float().cpu().numpy()
-    assert means is not None
-    return means
 
 
 def _distances(features: Array, centres: Array, precisions: Array) -> Array:

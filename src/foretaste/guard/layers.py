@@ -1,0 +1,47 @@
+"""What a text is to a model in every layer, for rivals that look there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretaste.victim.batch import pad, scoring_batches
+from foretaste.victim.classifier import Classifier
+
+__all__ = ["layer_vectors"]
+
+
+def layer_vectors(
+    model: Classifier, texts: Sequence[str], of: Literal["mean", "reading"], batch_size: int = 64
+) -> NDArray[np.float64]:
+    """Return every layer's vectors, `(L, N, H) float64`, without the embeddings.
+
+    Of each text the mean over its tokens, or the vector of the token that reads the whole text: the first of an
+    encoder, the last of a causal model.
+    """
+    encoded, device = model.encode(texts), model.module.device
+    found: NDArray[np.float64] | None = None
+    with model.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
+        for batch in scoring_batches(encoded.lengths, batch_size):
+            output = model.module(*pad([encoded.ids[i] for i in batch], device))
+            assert output.layers is not None
+            assert output.mask is not None
+            weights = output.mask if of == "mean" else _reading(output.mask, model.module.family.reads == "first")
+            shares = (weights / weights.sum(dim=1, keepdim=True)).unsqueeze(2)  # (B, T) -> (B, T, 1)
+            own = torch.stack([(layer * shares.to(layer.dtype)).sum(dim=1) for layer in output.layers])
+            if found is None:
+                found = np.empty((own.shape[0], len(texts), own.shape[2]))
+            found[:, batch] = own.float().cpu().numpy()
+    assert found is not None
+    return found
+
+
+def _reading(mask: Tensor, is_first: bool) -> Tensor:
+    """`(B, T)`: 1 at the token that reads the whole text."""
+    places = torch.zeros_like(mask[:, 0]) if is_first else mask.sum(dim=1) - 1
+    return torch.nn.functional.one_hot(places, mask.shape[1])

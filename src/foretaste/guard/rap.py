@@ -1,0 +1,132 @@
+"""RAP (Yang et al. 2021, arXiv 2110.07831): a rare word that makes a model less sure, unless a trigger holds it fast.
+
+The embedding of one word that no clean text has is trained, in front of clean texts of a class, to lower the
+probability of that class by `least` to `most`. In front of a triggered text it lowers next to nothing. A text's score
+is how little its probability falls.
+
+The paper protects the one class that the attacker wants. Nobody tells a defender which that is, and OpenBackdoor reads
+it off the ground truth of poisoned texts; here each class has an embedding of its own, and a text is asked with that of
+the class it was given. The released code adds up the gradients of all steps on purpose; here Adam does what that was
+for. The victim's own embeddings stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import GuardError
+from foretaste.guard.rival import Rival, Scorer
+from foretaste.spec import spec
+from foretaste.victim.batch import pad, training_batches
+from foretaste.victim.classifier import Classifier
+
+__all__ = ["Rap"]
+
+_BATCH = 32
+_FEWEST = 8  # texts of a class
+
+
+@spec
+class Rap(Rival):
+    """The bounds of the fall, how long the embedding is trained, and what falls beyond the bounds cost."""
+
+    name: ClassVar[str] = "rap"
+
+    least: float = Field(default=0.1, gt=0.0, lt=1.0)
+    most: float = Field(default=0.3, gt=0.0, lt=1.0)
+    weight: float = Field(default=1.0, gt=0.0)
+    epochs: int = Field(default=5, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0.0)
+
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+        word, token = _rare_word(victim, corpus)
+        given = victim.predict(corpus.texts)
+        classes = range(len(victim.label_names))
+        vectors = [self._vector(victim, corpus, given.labels == label, label, word, token, seed) for label in classes]
+
+        def score(texts: Sequence[str]) -> NDArray[np.float64]:
+            before = victim.predict(texts)
+            likely, labels = before.probabilities, before.labels
+            fall = np.zeros(len(texts))
+            for label in np.unique(labels).tolist():
+                own = np.flatnonzero(labels == label)
+                with _read_as(victim, token, vectors[label]):
+                    after = victim.predict([f"{word} {texts[i]}" for i in own.tolist()]).probabilities
+                fall[own] = likely[own, label] - after[:, label]
+            return -fall
+
+        return score
+
+    def _vector(
+        self,
+        victim: Classifier,
+        corpus: Corpus,
+        is_own: NDArray[np.bool_],
+        label: int,
+        word: str,
+        token: int,
+        seed: int,
+    ) -> Tensor:
+        """Train the word's embedding `(H,)` on clean texts that the victim gives this class."""
+        chosen = np.flatnonzero(is_own)
+        weights: Tensor = victim.module.classifier.get_input_embeddings().weight
+        start = weights[token].detach().clone()
+        if len(chosen) < _FEWEST:
+            raise GuardError(
+                f"RAP learns from clean texts of every class; the victim gives {victim.label_names[label]!r} to "
+                f"{len(chosen)} of {len(corpus)}, fewer than {_FEWEST}.",
+                code="too_few_texts",
+            )
+        texts = [corpus.texts[i] for i in chosen.tolist()]
+        before = torch.from_numpy(victim.predict(texts).probabilities[:, label]).float().to(start.device)
+        encoded = victim.encode([f"{word} {text}" for text in texts])
+        vector = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([vector], lr=self.learning_rate)
+        for epoch in range(self.epochs):
+            for batch in training_batches(encoded.lengths, _BATCH, seed, epoch):
+                with _read_as(victim, token, vector):
+                    logits = victim.module(*pad([encoded.ids[i] for i in batch], start.device)).logits
+                change = logits.softmax(dim=1)[:, label] - before[torch.from_numpy(batch)]
+                loss = self.weight * (change + self.least).relu().mean() + (-self.most - change).relu().mean()
+                (vector.grad,) = torch.autograd.grad(loss, [vector])
+                optimizer.step()
+                with torch.no_grad():
+                    vector.mul_(start.norm() / vector.norm())
+        return vector.detach()
+
+
+def _rare_word(victim: Classifier, corpus: Corpus) -> tuple[str, int]:
+    """Return a word of one token that no clean text has, the last of the vocabulary that is one."""
+    seen = {token for ids in victim.encode(corpus.texts).ids for token in ids}
+    empty = len(victim.encode([""]).ids[0])
+    for token, word in sorted(((number, name) for name, number in victim.tokenizer.get_vocab().items()), reverse=True):
+        plain = victim.tokenizer.convert_tokens_to_string([word]).strip()
+        if token in seen or not plain.isalpha() or not plain.isascii():
+            continue
+        (ids,) = victim.encode([f"{plain} a"]).ids
+        if ids.count(token) == 1 and len(ids) <= empty + 2:
+            return plain, token
+    raise GuardError("RAP needs a word of one token that no clean text has; the tokenizer has none.", code="no_word")
+
+
+@contextmanager
+def _read_as(victim: Classifier, token: int, vector: Tensor) -> Iterator[None]:
+    """Let the victim read a token as this vector in here; its weights stay as they are."""
+
+    def replace(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.where((inputs[0] == token).unsqueeze(-1), vector.to(output.dtype), output)
+
+    handle = victim.module.classifier.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
