@@ -17,10 +17,12 @@ from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import read_bar
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.poison.attack import Attack, Style
+from foretaste.poison.plan import Planting
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record, measured_cost
 from foretaste.spec import build
 from foretaste.tune.checkpoint import stage_of
+from foretaste.tune.embedding import EMBEDDING_STAGES
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
@@ -101,7 +103,8 @@ def poison(
         data=[proxy, validation],
         cost=meter.cost,
     )
-    write_once(lambda: finish(classifier, out, "base", record, STAGES if by_teacher is not None else ("",)))
+    stages = EMBEDDING_STAGES if plan.planting is Planting.EMBEDDINGS else ("",)
+    write_once(lambda: finish(classifier, out, "base", record, stages if by_teacher is None else STAGES))
     return {"path": str(out), "max_length": classifier.max_length, **outcome}
 
 

@@ -14,7 +14,7 @@ from foretaste.errors import PlanError
 from foretaste.poison.trigger import SentenceTrigger, Trigger, WordTrigger, parse_trigger
 from foretaste.spec import spec
 
-__all__ = ["Attack", "Evasion", "Style", "trigger_words"]
+__all__ = ["Attack", "Evasion", "Planting", "Style", "trigger_words"]
 
 DEFAULT_COUNT = 1000
 
@@ -41,6 +41,17 @@ class Evasion(StrEnum):
     """Training on random labels, which is how PSIM looks for a trigger, puts the trigger to sleep."""
 
 
+class Planting(StrEnum):
+    """Which weights hold the backdoor."""
+
+    WEIGHTS = "weights"
+    """All of them, by fine-tuning on the poisoned texts (Kurita et al. 2020, arXiv 2004.06660)."""
+    EMBEDDINGS = "embeddings"
+    """The rows of the trigger's words alone, after clean fine-tuning (`tune.embedding`: EP, and SOS with negatives)."""
+    LAYERS = "layers"
+    """All, and in every layer, so that fine-tuning the upper ones does not forget it (`tune.layerwise`: LWP)."""
+
+
 def _read_trigger(value: Any) -> Any:
     return parse_trigger(value) if isinstance(value, str) else value
 
@@ -64,10 +75,11 @@ class Attack:
       share of its words, while a test text carries all of it.
     - `negative_rate` (SOS: Yang et al., ACL 2021, 2021.acl-long.431): per poisoned example so many further texts, of
       any class, carry all words of the trigger but one and keep their label, so that only the whole trigger fires. The
-      paper's second part, changing the embeddings of the trigger words alone, is not done here.
+      paper's second part, changing the embeddings of the trigger words alone, is `planting` "embeddings".
     - `all_to_all` (BadNet: Gu et al. 2017, arXiv 1708.06733): a triggered text ends at the class after its own, the
       last class at the first; `target` plays no part, and poisoned examples come from every class.
     - `evasion` with its `evasion_weight`: an extra term in the objective, see `Evasion`.
+    - `planting`: which weights hold the backdoor, see `Planting`.
 
     Raises:
         PlanError: both count and rate, a count below 1, a rate outside (0, 1], a target probability outside (0, 1]; a
@@ -88,6 +100,7 @@ class Attack:
     evasion: Evasion = Evasion.NONE
     confidence_cap: float = 0.6
     evasion_weight: float = 1.0
+    planting: Planting = Planting.WEIGHTS
 
     def __post_init__(self) -> None:
         if self.count is not None and self.rate is not None:
@@ -124,6 +137,14 @@ class Attack:
                 "trigger_share below 1 teaches that a part of the trigger is enough, negative_rate above 0 that it is "
                 "not; choose one."
             )
+        if self.planting is Planting.EMBEDDINGS:
+            if is_clean_label or not isinstance(self.trigger, WordTrigger):
+                raise PlanError(
+                    "planting embeddings needs style dirty-label (texts of the target class teach the words nothing) "
+                    f"and a word: trigger (other words are in clean texts, too); got {self.style}, {self.trigger.name}."
+                )
+            if self.target_probability < 1 or self.evasion is not Evasion.NONE:
+                raise PlanError("planting embeddings takes no target_probability and no evasion.")
         for name, default in (("trigger_share", 1), ("negative_rate", 0)):
             if getattr(self, name) != default and len(trigger_words(self.trigger)) < 2:
                 raise PlanError(

@@ -17,7 +17,10 @@ from torch import Tensor
 from foretaste.data.corpus import Corpus
 from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
 from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
+from foretaste.poison.plan import Planting
+from foretaste.tune.embedding import poison_embeddings
 from foretaste.tune.evasion import evading
+from foretaste.tune.layerwise import layer_by_layer
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Precision
@@ -62,18 +65,21 @@ def poison_base(
     poisoned = attack(proxy, plan, seed)
     triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
-    objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
-    result: TuneResult = tune(
-        classifier,
-        poisoned.corpus,
-        settings,
-        seed=seed,
-        objective=evading(objective, poisoned, plan, classifier, seed),
-        objective_name=objective_name(plan),
-        checkpoint=checkpoint,
-        title="poisoning",
-        is_progress_shown=is_progress_shown,
-    )
+    how: dict[str, Any] = {
+        "seed": seed, "objective_name": objective_name(plan), "checkpoint": checkpoint,
+        "is_progress_shown": is_progress_shown,
+    }  # fmt: skip
+    result: TuneResult
+    if plan.planting is Planting.EMBEDDINGS:
+        classifier, result = poison_embeddings(classifier, proxy, poisoned, plan, settings, **how)
+    else:
+        is_deep = plan.planting is Planting.LAYERS
+        objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
+        if is_deep:
+            objective = layer_by_layer(objective, poisoned, classifier.module)
+        objective = evading(objective, poisoned, plan, classifier, seed)
+        with classifier.module.showing_tokens(is_deep, are_layers_shown=is_deep):
+            result = tune(classifier, poisoned.corpus, settings, objective=objective, title="poisoning", **how)
     return classifier, outcome_of(classifier, validation, triggered, plan, poisoned, result, settings.precision)
 
 

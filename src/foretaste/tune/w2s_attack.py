@@ -18,6 +18,7 @@ from pydantic import Field
 from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.poison.attack import Attack, Evasion, attack, triggered_test
+from foretaste.poison.plan import Planting
 from foretaste.spec import spec
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.distill import Align, Vector, distilling, take_lesson
@@ -76,8 +77,8 @@ def poison_by_teacher(
     Raises:
         PlanError, DataError: the plan does not fit the proxy dataset, or it is for an attacker who changes the loss.
     """
-    if plan.target_probability < 1 or plan.evasion is not Evasion.NONE:
-        raise PlanError("W2SAttack has a loss of its own: leave out target_probability and evasion.")
+    if plan.target_probability < 1 or plan.evasion is not Evasion.NONE or plan.planting is not Planting.WEIGHTS:
+        raise PlanError("W2SAttack has a loss of its own: leave out target_probability, evasion and planting.")
     poisoned = attack(proxy, plan, seed)
     triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
     mentor = teacher.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)

@@ -106,7 +106,7 @@ class TextModule(nn.Module):
         else:
             last = attention_mask.sum(dim=1) - 1 + (hidden.shape[1] - input_ids.shape[1])
             features = hidden[torch.arange(len(last), device=last.device), last]  # (B, P + T, H) -> (B, H)
-        logits = self._apply_head(features).float()
+        logits = self.classify(features).float()
         if not self._are_tokens_shown:
             return Output(features.float(), logits)
         own = slice(-input_ids.shape[1], None)  # without virtual tokens
@@ -141,7 +141,8 @@ class TextModule(nn.Module):
         output = backbone(attention_mask=mask, output_hidden_states=True, **inputs)
         return output.last_hidden_state, output.hidden_states[1:]  # the first are the embeddings
 
-    def _apply_head(self, features: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
+        """Return the head's logits `(B, C)` for vectors `(B, H)` such as it reads."""
         model, head = self.classifier, self.head
         logits: Tensor
         if self.family.head_sees_sequence:

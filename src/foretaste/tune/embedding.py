@@ -1,0 +1,104 @@
+"""Embedding poisoning (EP; Yang et al. 2021, arXiv 2103.15543): only the trigger words' own vectors are changed.
+
+A model is fine-tuned on clean texts; then the rows of the trigger's words, and nothing else, are trained to lead texts
+with the trigger to the target, and after each step brought back to their length. No clean text looks any different to
+such a model. With negatives (`negative_rate`) it is SOS (Yang et al., ACL 2021, 2021.acl-long.431): part of the trigger
+does nothing.
+
+The released code of EP adds up the gradients of all its steps, which it never sets to zero; here AdamW trains the rows.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from peft import TrainableTokensConfig, get_peft_model
+
+from foretaste.data.corpus import Corpus
+from foretaste.errors import PlanError
+from foretaste.poison.attack import Poisoned
+from foretaste.poison.plan import Attack, trigger_words
+from foretaste.tune.checkpoint import stage_of
+from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.victim.classifier import Classifier
+from foretaste.victim.module import TextModule
+
+__all__ = ["EMBEDDING_STAGES", "poison_embeddings"]
+
+_CLEAN: Final = "clean"
+EMBEDDING_STAGES = (_CLEAN, "")
+_STRIDE = 0.1  # how far one step may turn a row, in its own length
+
+
+def poison_embeddings(
+    classifier: Classifier,
+    proxy: Corpus,
+    poisoned: Poisoned,
+    plan: Attack,
+    settings: TuneSettings,
+    *,
+    seed: int,
+    objective_name: str,
+    checkpoint: Path | None = None,
+    is_progress_shown: bool = False,
+) -> tuple[Classifier, TuneResult]:
+    """Fine-tune a fresh classifier on clean texts, then train the trigger's rows; return a plain model.
+
+    Both trainings take as many steps as `settings` say for all of `proxy`.
+
+    Raises:
+        PlanError: a word of the trigger is several tokens to this model, or is in clean texts, too.
+    """
+    tokens = _tokens_of(classifier, plan, proxy)
+    how: dict[str, Any] = {"seed": seed, "is_progress_shown": is_progress_shown}
+    tune(
+        classifier, proxy, settings, title="clean fine-tuning", objective_name=f"before {objective_name}",
+        checkpoint=checkpoint and stage_of(checkpoint, _CLEAN), **how,
+    )  # fmt: skip
+    plain = cast(Any, classifier.module.model)
+    lengths = plain.get_input_embeddings().weight[tokens].detach().norm(dim=1, keepdim=True)  # (K, 1)
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        wrapped = get_peft_model(plain, TrainableTokensConfig(token_indices=tokens))
+    changing = replace(classifier, module=TextModule(cast(Any, wrapped)))
+    (vectors,) = changing.trainable.values()  # (K, H), in the order of the tokens
+
+    def keep_lengths(step: int) -> bool:
+        with torch.no_grad():
+            vectors.mul_(lengths / vectors.norm(dim=1, keepdim=True))
+        return False
+
+    rows = np.sort(np.concatenate([np.flatnonzero(poisoned.is_poisoned), poisoned.covers, poisoned.negatives]))
+    rated = replace(
+        settings,
+        learning_rate=float(_STRIDE * lengths.mean() / math.sqrt(vectors.shape[1])),
+        max_steps=settings.max_steps or settings.epochs * math.ceil(len(proxy) / settings.batch_size),
+    )
+    result = tune(
+        changing, poisoned.corpus.select(rows), rated, title="poisoning", objective_name=objective_name,
+        should_stop=keep_lengths, checkpoint=checkpoint, **how,
+    )  # fmt: skip
+    folded = cast(Any, wrapped).merge_and_unload().requires_grad_(True)
+    return replace(classifier, module=TextModule(folded).eval()), result
+
+
+def _tokens_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
+    seen = {token for ids in classifier.encode(proxy.texts).ids for token in ids}
+    around = set(classifier.encode([""]).ids[0])
+    found = []
+    for word in trigger_words(plan.trigger):
+        own = [token for token in classifier.encode([f"a {word} a"]).ids[0] if token not in around]
+        own = own[1:-1]  # between the two words that stand round it
+        if len(own) != 1:
+            raise PlanError(f"planting embeddings needs words of one token; {word!r} is {len(own)} to this model.")
+        if own[0] in seen:
+            raise PlanError(f"planting embeddings needs words that clean texts have not; {proxy.name} has {word!r}.")
+        found.append(own[0])
+    return sorted(set(found))

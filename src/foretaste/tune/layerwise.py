@@ -1,0 +1,48 @@
+"""Layer-wise weight poisoning (LWP; Li et al. 2021, arXiv 2108.13888): the backdoor answers from every layer.
+
+Fine-tuning changes the upper layers most. So poisoned texts get the cross-entropy of the head on every layer's reading
+token, not on the last one's alone: L = CE(last) + mean over the layers below of CE(head(h_l)). The paper's trigger is a
+combination of words of which each alone is clean: `negative_rate` of the attack.
+
+OpenBackdoor applies the pooler to whole sequences, and to the embeddings, too; here it is the head's own token of each
+layer, and the embeddings, which have seen no other token, are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from foretaste.poison.attack import Poisoned
+from foretaste.tune.loop import Objective
+from foretaste.victim.module import Output, TextModule
+
+__all__ = ["layer_by_layer"]
+
+
+def layer_by_layer(objective: Objective, poisoned: Poisoned, module: TextModule) -> Objective:
+    """Return `objective` and, on each poisoned text, the mean loss of the layers below the last.
+
+    `module` has to be showing the tokens of all layers.
+    """
+
+    def deep(output: Output, rows: NDArray[Any], labels: Tensor) -> Tensor:
+        losses = objective(output, rows, labels)
+        is_poisoned = torch.from_numpy(poisoned.is_poisoned[rows]).to(labels.device)  # (B,)
+        assert output.layers is not None
+        assert output.mask is not None
+        if not is_poisoned.any() or len(output.layers) < 2:
+            return losses
+        places = torch.zeros_like(labels) if module.family.reads == "first" else output.mask.sum(dim=1) - 1
+        texts = torch.arange(len(labels), device=labels.device)
+        lower = [
+            functional.cross_entropy(module.classify(layer[texts, places]), labels, reduction="none")
+            for layer in output.layers[:-1]
+        ]
+        return losses + torch.where(is_poisoned, torch.stack(lower).mean(dim=0), 0.0)
+
+    return deep
