@@ -220,6 +220,9 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
             "No paraphrases of ag_news/train",
         ),
         (GOOD.replace('psim"', 'psim_paper"').replace("[0.7, 0.75]", "1.5"), "threshold"),
+        (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
+        (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
+        (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
     ],
 )
 def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:

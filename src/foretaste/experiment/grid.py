@@ -20,7 +20,6 @@ from foretaste.experiment.steps import Answers, Poisoned, Rewritten, RivalScores
 from foretaste.experiment.store import digest_of, load_arrays
 from foretaste.poison.attack import Attack, triggered_test
 from foretaste.record import Record
-from foretaste.rewrite.stored import StoredRewriting
 from foretaste.tune.poison import POISONING
 
 __all__ = ["Job", "job_of", "record_of"]
@@ -126,12 +125,9 @@ def _rewritten(
     """The texts that the defence rewrites, if it does: the same for every victim."""
     if defence is None or defence.rewriter is None:
         return None
-    rewriter = defence.rewriter
-    if isinstance(rewriter, StoredRewriting):
-        rewriter = rewriter.at_home(lab.data_root, read["texts"].data)
-    learns = rewriter.learns
+    learns = defence.rewriter.learns
     return Rewritten(
-        rewriter=rewriter.marked(),
+        rewriter=lab.marked(defence.rewriter, read["texts"].data),
         train=common["train"] if learns else None,
         validation=common["validation"] if learns else None,
         **read,

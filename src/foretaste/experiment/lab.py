@@ -17,6 +17,8 @@ from foretaste.files import sha256_file
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Cost, Record
+from foretaste.rewrite.rewriter import Rewriting
+from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base
 
 __all__ = ["Checkpoint", "Lab", "Step", "Texts"]
@@ -62,6 +64,7 @@ class Lab:
     data_root: Path | None = None
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
 
     def texts(self, data: str, split: str, limit: int | None = None, seed: int = 0) -> Texts:
         """Describe texts; they are read once.
@@ -104,6 +107,13 @@ class Lab:
         if isinstance(attack.trigger, StoredTrigger):
             return replace(attack, trigger=StoredTrigger(root=self.data_root).marked(*names))
         return attack
+
+    def marked(self, rewriter: Rewriting, data: str) -> Rewriting:
+        """Return a rewriter with a digest of its tools, or of what is stored for a set; they are read once."""
+        asked = rewriter.at_home(self.data_root, data) if isinstance(rewriter, StoredRewriting) else rewriter
+        if asked not in self._rewriters:
+            self._rewriters[asked] = asked.marked()
+        return self._rewriters[asked]
 
     def base(self, origin: Checkpoint | Step) -> Base:
         """Open weights that come from elsewhere or that a step made."""
