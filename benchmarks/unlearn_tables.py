@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from foretaste.cli.page import software_facts
 from foretaste.errors import DataError
 from foretaste.evaluate.spread import Spread
 from foretaste.record import Record
 from foretaste.report.comparison import Comparison, Panel, Row
+from foretaste.report.page import software_facts
 
 Cell = tuple[str, str, int, int]  # attack, method, number of clean texts, seed
 LATER = ("lora", "prompt_tuning", "p_tuning_v1", "p_tuning_v2", "full")

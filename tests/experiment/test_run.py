@@ -26,6 +26,7 @@ from foretaste.guard.artefact import load_psim
 from foretaste.poison.attack import triggered_test
 from foretaste.record import Record
 from foretaste.report.cells import as_csv, cell_of, read_cells
+from foretaste.report.site import write_site
 from foretaste.report.tables import read_sheets
 from foretaste.rewrite.onion import Onion
 from foretaste.victim.artefact import load_victim
@@ -177,6 +178,13 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: P
     assert without["attack_success_rate"] < 0.6 < by_hand["clean_accuracy"]  # the trigger words are rare
     assert without["clean_accuracy"] > 0.55
     assert without["guarded"] is None
+    write_sheet(plan, "learnt", Lab(Store(store)), plan.cells)
+    site = {path.name: path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site")}
+    pages = {key: site[f"{key}.html"] for key in read_cells(store)}  # one per cell
+    assert all(f'href="cells/{key}.html"' in site["learnt.html"] for key in pages)
+    (guarded_page,) = (page for key, page in pages.items() if read_cells(store)[key] == guarded)
+    assert f"{found['threshold']:.4g}" in guarded_page
+    assert "p_tuning" not in guarded_page
     corpora = [toy_corpus("train").sample(600, 0), toy_corpus("validation")]
     texts = triggered_test(toy_corpus("test"), plan.attacks["badnet"].trigger, 0, 0).corpus.texts
     stored = [json.loads(path.read_text(encoding="utf-8"))["texts"] for path in (store / "rewritten").iterdir()]

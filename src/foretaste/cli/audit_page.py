@@ -7,10 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from foretaste.cli.page import software_facts
 from foretaste.record import Record
 from foretaste.report.audit import AuditReport, Flip, Fragment, write_audit_report
-from foretaste.report.page import plain
+from foretaste.report.page import plain, software_facts
 
 __all__ = ["audit_report", "audit_summary", "write_audit"]
 

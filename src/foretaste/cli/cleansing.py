@@ -15,7 +15,6 @@ from foretaste.audit.audit import Audit
 from foretaste.cli.audit_page import audit_report
 from foretaste.cli.auditing import run_audit
 from foretaste.cli.commands import Training
-from foretaste.cli.page import software_facts
 from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.cli.unlearning import refuse_other_labels, unlearn
@@ -25,6 +24,7 @@ from foretaste.files import new_directory, write_json
 from foretaste.poison.trigger import SentenceTrigger
 from foretaste.record import Record, measured_cost
 from foretaste.report.cleanse import CleanseReport, Step, write_cleanse_report
+from foretaste.report.page import software_facts
 from foretaste.unlearn.named import NamedTriggers, in_sight
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base

@@ -18,10 +18,10 @@ from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.record import Record
-from foretaste.report.page import Report, Sample, Shared, plain, write_report
+from foretaste.report.page import Report, Sample, Shared, plain, software_facts, write_report
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["software_facts", "summary", "verdict_line", "write_page"]
+__all__ = ["summary", "verdict_line", "write_page"]
 
 SHOWN_PER_GROUP = 6
 
@@ -100,15 +100,6 @@ def write_page(
             notes=notes,
         ),
     )
-
-
-def software_facts(record: Record) -> dict[str, str]:
-    """Return versions, commit and time of a record, as a page's provenance shows them."""
-    commit = "not from a checkout"
-    if record.commit is not None:
-        commit = record.commit[:12] + (" with changes" if record.is_dirty else "")
-    versions = {name: str(version) for name, version in record.versions.items()}
-    return {**versions, "commit": commit, "made": record.created.isoformat()}
 
 
 def _rate(rate: Rate | None) -> str:

@@ -25,7 +25,7 @@ from foretaste.tune.poison import POISONING
 __all__ = ["Job", "job_of", "record_of"]
 
 Array = NDArray[Any]
-CELL_VERSION = 1  # goes up when the same answers and scores would give another record
+CELL_VERSION = 2  # goes up when the same answers and scores would give another record
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +43,22 @@ class Job:
     @property
     def key(self) -> str:
         """The digest of everything that goes into the cell's record."""
-        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": self._ends})
+        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": list(self.ends.values())})
 
     @property
     def steps(self) -> tuple[Step, ...]:
         """All that has to be made, in an order in which it can be."""
         found: dict[str, Step] = {}
-        for end in self._ends:
+        for end in self.ends.values():
             for step in (*end.needs(), end):
                 found.setdefault(step.key, step)
         return tuple(found.values())
 
     @property
-    def _ends(self) -> list[Step]:
-        ends = (self.clean, self.triggered, self.clean_scores, self.triggered_scores, self.rival)
-        return [end for end in ends if end is not None]
+    def ends(self) -> dict[str, Step]:
+        """The steps whose results it reads, by name."""
+        names = ("clean", "triggered", "clean_scores", "triggered_scores", "rival")
+        return {name: end for name in names if (end := getattr(self, name)) is not None}
 
 
 def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
@@ -162,8 +163,8 @@ def record_of(job: Job, lab: Lab) -> Record:
             poisoned_scores=triggered_scores,
             threshold=threshold,
         ).to_json()
-    parts = {step.kind: step.key for step in job.steps}
-    settings = {"cell": asdict(job.cell), "parts": parts}
+    parts = {step.kind: step.key for step in job.steps} | {name: end.key for name, end in job.ends.items()}
+    settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names}
     return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
                       command="foretaste run")  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from foretaste.data.corpus import Corpus
 from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.experiment.store import Store, save_arrays
 from foretaste.files import write_text
@@ -156,15 +157,15 @@ class _Read(Step):
 
     def read(self, lab: Lab) -> tuple[str, ...]:
         """Return the texts as they reach the user."""
-        return self.rows(lab)[1]
+        return self.rows(lab)[1].texts
 
-    def rows(self, lab: Lab) -> tuple[list[int], tuple[str, ...]]:
-        """Return which rows of the split they are, and the texts."""
+    def rows(self, lab: Lab) -> tuple[list[int], Corpus]:
+        """Return which rows of the split they are, and the texts with their true labels."""
         corpus = lab.corpus(self.texts)
         if self.trigger is None:
-            return list(range(len(corpus))), corpus.texts
+            return list(range(len(corpus))), corpus
         found = triggered_test(corpus, self.trigger, self.target, self.seed)
-        return found.origins.tolist(), found.corpus.texts
+        return found.origins.tolist(), found.corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,9 @@ class Rewritten(_Read):
     def make(self, lab: Lab) -> None:
         corpus, start = lab.corpus(self.texts), time.monotonic()
         if isinstance(self.rewriter, StoredRewriting):
-            texts = self.rewriter.texts_of(corpus, *self.rows(lab), None if self.trigger is None else self.trigger.name)
+            rows, given = self.rows(lab)
+            trigger = None if self.trigger is None else self.trigger.name
+            texts = self.rewriter.texts_of(corpus, rows, given.texts, trigger)
         else:
             clean = [corpus if part is None else lab.corpus(part) for part in (self.train, self.validation)]
             texts = self.rewriter.fit(*clean, seed=self.seed).rewrite(self.read(lab))
@@ -199,9 +202,13 @@ class Rewritten(_Read):
 
 @dataclass(frozen=True, kw_only=True)
 class Answers(_Read):
-    """`predicted (N,) int64`, -1 where the victim gives no number; of texts as they are, or `rewritten` before."""
+    """`predicted (N,) int64`, -1 where the victim gives no number, of texts as they are or `rewritten` before.
+
+    Beside it the true `labels (N,) int64`.
+    """
 
     kind: ClassVar[str] = "answers"
+    version: ClassVar[int] = 2
     victim: Tuned
     rewritten: Rewritten | None = None
 
@@ -209,7 +216,8 @@ class Answers(_Read):
         victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
         said = victim.predict(self.read(lab) if self.rewritten is None else self.rewritten.read_made(lab))
         is_sound = np.isfinite(said.logits).all(axis=1)
-        save_arrays(self.place(lab.store), {"predicted": np.where(is_sound, said.labels, -1)})
+        found = {"predicted": np.where(is_sound, said.labels, -1), "labels": self.rows(lab)[1].labels}
+        save_arrays(self.place(lab.store), found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,13 @@ from foretaste.evaluate.metrics import Rate
 from foretaste.evaluate.outcome import Outcome
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.files import write_text
+from foretaste.record import Record
 from foretaste.report import chart
 from foretaste.report.canvas import per_cent
 from foretaste.report.excerpt import cut_out
 from foretaste.report.verdict import judge, natural_rate
 
-__all__ = ["Report", "Sample", "Shared", "environment", "render", "write_report"]
+__all__ = ["Report", "Sample", "Shared", "environment", "render", "software_facts", "write_report"]
 
 LONGEST_TEXT, LONGEST_NAME, AROUND = 360, 80, 80
 SAMPLES_PER_GROUP = 12
@@ -145,6 +146,15 @@ def environment() -> Environment:
     made.filters |= {"percent": per_cent, "plain": plain, "visible": visible, "score": print_score}
     made.filters |= {"between": _between, "counted": _counted}
     return made
+
+
+def software_facts(record: Record) -> dict[str, str]:
+    """Return versions, commit and time of a record, as a page's provenance shows them."""
+    commit = "not from a checkout"
+    if record.commit is not None:
+        commit = record.commit[:12] + (" with changes" if record.is_dirty else "")
+    versions = {name: str(version) for name, version in record.versions.items()}
+    return {**versions, "commit": commit, "made": record.created.isoformat()}
 
 
 def plain(text: object, longest: int = LONGEST_NAME) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from foretaste.evaluate.spread import Spread
 from foretaste.files import write_text
 from foretaste.record import Record
+from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import as_csv, read_cells
 from foretaste.report.page import environment
 from foretaste.report.tables import Entry, Group, Sheet, groups_of, read_sheets
@@ -28,6 +29,8 @@ class Page:
     sheet: Sheet
     groups: Sequence[Group]
     done: int
+    shown: frozenset[str] = frozenset()
+    """Keys of the cells that have a page of their own."""
 
 
 def write_site(store: Path, out: Path) -> list[Path]:
@@ -39,15 +42,18 @@ def write_site(store: Path, out: Path) -> list[Path]:
     """
     out, sheets = Path(out), read_sheets(store)
     records = {path.stem: Record.read(path) for path in sorted((Path(store) / "cells").glob("*.json"))}
+    asked = {cell["key"] for sheet in sheets for cell in sheet.cells}
+    own = {key: html for key in sorted(asked & records.keys()) if (html := cell_page(Path(store), records[key]))}
     pages = []
     for sheet in sheets:
         done = sum(cell["key"] in records for cell in sheet.cells)
-        pages.append(Page(sheet, groups_of(sheet, records), done))
+        pages.append(Page(sheet, groups_of(sheet, records), done, frozenset(own)))
     files = {"index.html": _rendered("site.html.j2", pages=pages), "cells.csv": as_csv(read_cells(store))}
     for page in pages:
         files[f"{page.sheet.name}.html"] = _rendered("table.html.j2", page=page)
         files[f"{page.sheet.name}.csv"] = table_csv(page)
         files[f"{page.sheet.name}.tex"] = as_latex(page)
+    files |= {f"cells/{key}.html": text for key, text in own.items()}
     for name, text in files.items():
         write_text(out / name, text)
     return [out / name for name in files]

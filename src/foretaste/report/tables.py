@@ -32,13 +32,17 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of a table over `seeds` of `wanted` seeds, and what is printed; None: not run, or nothing printed."""
+    """A cell of a table over `seeds` of `wanted` seeds, and what is printed; None: not run, or nothing printed.
+
+    `keys` are the seeds that were run, with the keys of their records.
+    """
 
     clean_accuracy: Spread | None
     attack_success_rate: Spread | None
     seeds: int
     wanted: int
     printed: Printed | None
+    keys: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def _entry(
         len(found),
         len(cells),
         printed,
+        [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records],
     )
 
 
