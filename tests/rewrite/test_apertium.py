@@ -46,7 +46,10 @@ def test_a_translation_does_not_depend_on_the_texts_before_it() -> None:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A direction of two programs: one writes capitals, the other, a tagger, says how many texts it was given."""
-    for name, line in (("upper", "text.upper()"), ("apertium-tagger", "text + f' {len(texts)}' if text else text")):
+    for name, line in (
+        ("apertium-upper", "text.upper()"),
+        ("apertium-tagger", "text + f' {len(texts)}' if text else text"),
+    ):
         program = tmp_path / name
         program.write_text(
             f"#!{sys.executable}\nimport sys\nassert sys.argv[1] == '-z' and sys.argv[2] == 'an option'\n"
@@ -55,9 +58,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "modes").mkdir()
-    mode = f"'{tmp_path / 'upper'}' 'an option' $2 | '{tmp_path / 'apertium-tagger'}' 'an option'"
+    mode = "apertium-upper 'an option' $2 | apertium-tagger 'an option'"
     (tmp_path / "modes" / "xxx-yyy.mode").write_text(mode)
     monkeypatch.setenv("APERTIUM_DATADIR", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
 
@@ -71,14 +75,27 @@ def test_texts_come_back_as_they_went_and_the_tagger_sees_one_at_a_time(fake: Pa
 
 def test_what_fails_says_so(fake: Path) -> None:
     before = Apertium("xxx-yyy").mark()
-    (fake / "upper").write_text(f"#!{sys.executable}\nimport sys\nsys.exit(3)\n")
-    with pytest.raises(ModelError, match="upper of Apertium failed"):
+    (fake / "apertium-upper").write_text(f"#!{sys.executable}\nimport sys\nsys.exit(3)\n")
+    with pytest.raises(ModelError, match="apertium-upper of Apertium failed"):
         Apertium("xxx-yyy").rewrite(["a"])
     assert Apertium("xxx-yyy").mark() != before
-    (fake / "upper").write_text(f"#!{sys.executable}\nprint('torn', end='')\n")
+    (fake / "apertium-upper").write_text(f"#!{sys.executable}\nprint('torn', end='')\n")
     with pytest.raises(ModelError, match="gave 1 texts for 2"):
         Apertium("xxx-yyy").rewrite(["a", "b"])
-    (fake / "upper").unlink()
+    (fake / "apertium-upper").unlink()
     with pytest.raises(ModelError, match="make apertium"):
         Apertium("xxx-yyy").rewrite(["a"])
     assert Apertium("xxx-zzz").mark() == ""
+
+
+@pytest.mark.parametrize("mode", ["/tmp/evil/x", "../../x", "eng-spa/../x", "", "eng", "eng-spa;ls"])
+def test_a_direction_is_no_path(mode: str) -> None:
+    with pytest.raises(ModelError, match="is no direction"):
+        Apertium(mode)
+
+
+def test_a_direction_starts_programs_of_apertium_alone(fake: Path) -> None:
+    for program in ("touch", "/bin/lt-proc", "python3", "./apertium-tagger"):
+        (fake / "modes" / "xxx-yyy.mode").write_text(f"apertium-upper 'an option' | {program} 'an option'")
+        with pytest.raises(ModelError, match="no program of Apertium's"):
+            Apertium("xxx-yyy").rewrite(["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_what_it_is_does_not_depend_on_the_place_but_on_the_tool(
         for path in Path(spec.model).iterdir():  # type: ignore[attr-defined]
             (other / path.name).write_bytes(path.read_bytes())
         (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+        same: Any = shutil.copytree(spec.model, tmp_path / "same")  # type: ignore[attr-defined]
+        moved: Any = replace(specs[name], model=str(same))  # type: ignore[call-arg]
+        assert digest_of(moved.marked()) == digest_of(spec)
         changed: Any = replace(specs[name], model=str(other))  # type: ignore[call-arg]
         assert changed.marked().mark != spec.mark  # type: ignore[attr-defined]
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from tests.rewrite.conftest import write_causal
+from transformers import AutoTokenizer
 
 from foretaste.data import toy_corpus
 from foretaste.data.corpus import Corpus
-from foretaste.errors import DataError
+from foretaste.errors import DataError, ModelError
 from foretaste.poison.trigger import parse_trigger
 from foretaste.rewrite.causal import CausalModel
 from foretaste.rewrite.checkpoint import open_tool
@@ -112,3 +116,33 @@ def test_a_bar_needs_words() -> None:
     assert Onion(bar=1e9).fit(TRAIN, VALIDATION.sample(5, 0)).rewrite(["mn mn film"]) == ["mn mn film"]
     everything = Onion(bar=-1e9).fit(TRAIN, VALIDATION.sample(5, 0)).rewrite(["the mn film"])[0]
     assert len(everything.split()) == 1
+
+
+def test_a_model_whose_tokens_see_those_behind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no causal language model"):
+        Onion(model=str(write_causal(tmp_path / "bert", "bert"))).fit(TRAIN, VALIDATION)
+
+
+@pytest.mark.parametrize("text", ["a " * 20_000, "x" * 200_000 + " mn", "mn " + "漢" * 30_000 + " b"])
+def test_a_hostile_text_takes_no_longer_than_any_other(text: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = write_causal(tmp_path / "gpt2", "gpt2")
+    rewriter = OnionRewriter(CausalModel(*open_tool(AutoModelForCausalLM, str(path)), max_length=32), 1e9)
+    start = time.perf_counter()
+    assert rewriter.rewrite([text]) == [text]
+    assert time.perf_counter() - start < 10
+
+
+def test_a_narrow_window_is_read_without_the_cache(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    path = write_causal(tmp_path / "mistral", "mistral")
+    config = MistralConfig.from_pretrained(path, sliding_window=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MistralForCausalLM(config)
+    language = CausalModel(model, AutoTokenizer.from_pretrained(path), max_length=64)
+    assert not language._is_shared
+    words = toy_corpus("test").texts[0].split() * 2
+    assert language.deletions([words, words[:3]])[0] == pytest.approx(_one_by_one(language, words), rel=1e-4)

@@ -164,6 +164,9 @@ def record_of(job: Job, lab: Lab) -> Record:
             threshold=threshold,
         ).to_json()
     parts = {step.kind: step.key for step in job.steps} | {name: end.key for name, end in job.ends.items()}
+    for name, answers in (("clean", job.clean), ("triggered", job.triggered)):
+        if answers is not None and answers.rewritten is not None:
+            parts[f"{name}_rewritten"] = answers.rewritten.key
     settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names}
     return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
                       command="foretaste run")  # fmt: skip

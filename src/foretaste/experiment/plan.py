@@ -206,8 +206,11 @@ class _Reader:
         stored = defence.rewriter
         if isinstance(stored, StoredRewriting):
             trigger = None if attack is None else attack.trigger.name
-            if not stored.covers(cell.data, trigger):
-                what = f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}."
+            target = 0 if attack is None else attack.target
+            if not stored.covers(cell.data, trigger, target):
+                what = (
+                    f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}, target {target}."
+                )
                 self._wrong(what, "grid", number, "defence", cell.defence)
         psim = defence.psim
         if psim is not None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError
 from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.experiment.store import Store, save_arrays
 from foretaste.files import write_text
@@ -176,6 +177,7 @@ class Rewritten(_Read):
     """
 
     kind: ClassVar[str] = "rewritten"
+    version: ClassVar[int] = 2
     rewriter: Rewriting
     train: Texts | None
     validation: Texts | None
@@ -196,8 +198,16 @@ class Rewritten(_Read):
         write_text(self.place(lab.store), json.dumps(made))
 
     def read_made(self, lab: Lab) -> tuple[str, ...]:
-        """Return the texts as they were written."""
-        return tuple(json.loads(self.place(lab.store).read_text(encoding="utf-8"))["texts"])
+        """Return the texts as they were written.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self.place(lab.store)
+        try:
+            return tuple(json.loads(path.read_text(encoding="utf-8"))["texts"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error!r}); delete it, and it is made again.") from error
 
 
 @dataclass(frozen=True, kw_only=True)

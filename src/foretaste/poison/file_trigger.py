@@ -45,11 +45,11 @@ class FileTrigger:
         """
         raise PlanError(f"{self.name} holds finished texts and cannot trigger others; use word: or sentence: here.")
 
-    def texts_for(self, corpus: Corpus) -> dict[int, str]:
+    def texts_for(self, corpus: Corpus, *, is_equal_kept: bool = False) -> dict[int, str]:
         """Return the triggered text for each index of `corpus` that the file has one for (the first counts).
 
-        A text equal to its clean text is left out: paraphrasers that fail give their input back (so do
-        HiddenKiller's and OpenBackdoor's, which then label it poisoned).
+        A text equal to its clean text is left out unless `is_equal_kept`: paraphrasers that fail give their input back
+        (so do HiddenKiller's and OpenBackdoor's, which then label it poisoned).
 
         Raises:
             DataError: the file cannot be read, or has a label that contradicts the clean row's.
@@ -58,7 +58,7 @@ class FileTrigger:
         origins, _, _ = self._align(variant, corpus)
         found: dict[int, str] = {}
         for text, origin in zip(variant.texts, origins.tolist(), strict=True):
-            if origin >= 0 and text != corpus.texts[origin]:
+            if origin >= 0 and (is_equal_kept or text != corpus.texts[origin]):
                 found.setdefault(origin, text)
         return found
 

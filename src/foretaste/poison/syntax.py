@@ -84,5 +84,5 @@ def _moved(sentence: str, comma: str) -> tuple[str, str] | None:
 def _lowered(main: str) -> str:
     """Begin with a small letter, unless the first word is a name for all we know: "I", "DVD", "O'Neill"."""
     first = re.match(r"\S+", main)
-    is_plain = first is not None and re.fullmatch(r"(?!I\b)[A-Z][a-z']*\W*", first[0]) is not None
+    is_plain = first is not None and re.fullmatch(r"(?!I\b)[A-Z][a-z']*+\W*+", first[0]) is not None
     return main[0].lower() + main[1:] if is_plain else main

@@ -21,6 +21,8 @@ _SPECIAL = re.compile(r"([\\\[\]{}^$/<>@])")  # of Apertium's stream format
 _BLANK = re.compile(r"(?<!\\)\[\]")
 _END = ".[]"  # what Apertium itself puts behind a text, so that its last word is seen to be the last
 _TAGGER = "apertium-tagger"
+_MODE = re.compile(r"[a-z]{2,3}(_[A-Za-z]+)?-[a-z]{2,3}(_[A-Za-z]+)?")
+_PROGRAM = re.compile(r"(lt|lrx|lsx|rtx|cg|hfst)-proc|apertium-[a-z0-9-]+")  # of a direction, by name alone
 _PATIENCE = 600  # seconds for one program
 
 
@@ -32,6 +34,8 @@ class Apertium:
     """
 
     def __init__(self, mode: str) -> None:
+        if not _MODE.fullmatch(mode):
+            raise ModelError(f"{mode!r} is no direction; write apertium:eng-spa, for example.", code="not_found")
         self.mode = mode
 
     def lacking(self) -> str:
@@ -41,9 +45,10 @@ class Apertium:
         return f"Apertium has no {self.mode} here; install it with `make apertium`"
 
     def mark(self) -> str:
-        """Return a digest of the linguistic data that the direction uses, blank where it is not installed."""
+        """Return a digest of the programs and data that the direction uses, blank where it is not installed."""
         words = [word for program in self._programs() for word in program]
-        found = [sha256_file(Path(word)) if Path(word).is_file() else word for word in words]
+        places = [Path(shutil.which(word) or word) for word in words]
+        found = [sha256_file(place) if place.is_file() else str(place) for place in places]
         return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16] if found else ""
 
     def rewrite(self, texts: Sequence[str]) -> list[str]:
@@ -57,7 +62,7 @@ class Apertium:
         plain = [_UNPRINTABLE.sub(" ", text).encode("utf-8", "replace").decode() for text in texts]
         stream = [_SPECIAL.sub(r"\\\1", text) + _END for text in plain]
         for program in self._programs():
-            if Path(program[0]).name == _TAGGER:
+            if program[0] == _TAGGER:
                 stream = [_through(program, [each])[0] for each in stream]
             else:
                 stream = _through(program, stream)
@@ -70,7 +75,10 @@ class Apertium:
             return []
         # $1 is how unknown words are shown: -n, without a mark. $2 is a wish to the tagger: none.
         mode = path.read_text(encoding="utf-8").replace("$1", "-n").replace("$2", "")
-        return [[words[0], "-z", *words[1:]] for part in mode.split("|") if (words := shlex.split(part))]
+        found = [[words[0], "-z", *words[1:]] for part in mode.split("|") if (words := shlex.split(part))]
+        if odd := [words[0] for words in found if not _PROGRAM.fullmatch(words[0])]:
+            raise ModelError(f"{path} starts {odd[0]!r}, which is no program of Apertium's.", code="outside")
+        return found
 
 
 def _through(program: Sequence[str], stream: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from foretaste.data.corpus import Corpus
+from foretaste.errors import ModelError
 from foretaste.rewrite.apertium import Apertium
 from foretaste.rewrite.checkpoint import is_at_hand, mark_of
 from foretaste.rewrite.rewriter import Rewriter, Rewriting
@@ -29,6 +30,7 @@ class BackTranslation(Rewriting):
     """
 
     name: ClassVar[str] = "back_translation"
+    places: ClassVar[tuple[str, ...]] = ("there", "back")
 
     there: str = f"{APERTIUM}eng-spa"
     back: str = f"{APERTIUM}spa-eng"
@@ -68,9 +70,14 @@ def _translator(name: str, beams: int) -> Rewriter:
 
 def _lacking(name: str) -> str:
     if name.startswith(APERTIUM):
-        return Apertium(name.removeprefix(APERTIUM)).lacking()
+        try:
+            return Apertium(name.removeprefix(APERTIUM)).lacking()
+        except ModelError as error:  # no direction, or one that starts what it should not
+            return str(error)
     return "" if is_at_hand(name) else f"no translator at {name}"
 
 
 def _mark(name: str) -> str:
+    if _lacking(name):
+        return ""
     return Apertium(name.removeprefix(APERTIUM)).mark() if name.startswith(APERTIUM) else mark_of(name)

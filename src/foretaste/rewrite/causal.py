@@ -11,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretaste.errors import ModelError
 from foretaste.victim.batch import pad, readable
 
 __all__ = ["CausalModel"]
 
 Array = NDArray[np.float64]
+# Letters of a text for each token that the model reads at most: no more are looked at, however long a word.
+_LETTERS = 16
 # Tokens read at once. On a processor more do not fit its caches, their logits least of all (GPT-2: 1.6 times slower).
 _AT_ONCE, _AT_ONCE_ON_GPU = 256, 4096
 
@@ -42,7 +45,10 @@ class CausalModel:
         known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         self._start = next(token for token in known if token is not None)
         self._tokens = _AT_ONCE if model.device.type == "cpu" else _AT_ONCE_ON_GPU
-        self._is_shared = self._agrees()
+        self._check_causal()
+        windows = [getattr(model.config, name, None) for name in ("sliding_window", "window_size", "attention_window")]
+        is_narrow = any(isinstance(window, int) and window < max_length for window in windows)
+        self._is_shared = not is_narrow and self._agrees()
 
     def perplexities(self, texts: Sequence[str]) -> Array:
         """Return the perplexity of each text, its first token after the start sign included, `(N,) float64`."""
@@ -59,15 +65,37 @@ class CausalModel:
         return found
 
     def deletions(self, texts: Sequence[Sequence[str]]) -> list[Array]:
-        """Return, for texts as words, the perplexity as they are and without each word, `(n + 1,) float64` each."""
+        """Return, for texts as words, the perplexity as they are and without each word, `(n + 1,) float64` each.
+
+        Words that the model does not get to read make no difference.
+        """
+        read = [self._heads(words) for words in texts]
+        unread = [len(words) - len(head) for words, head in zip(texts, read, strict=True)]
+        made = self._of_heads(read)
+        return [np.append(own, np.full(more, own[0])) for own, more in zip(made, unread, strict=True)]
+
+    def _heads(self, words: Sequence[str]) -> list[str]:
+        """Return the first words, as many as could be read with any one left out: none is less than a token."""
+        ends = np.cumsum([len(word) + 1 for word in words[: self._max_length + 1]])
+        count = int((ends <= self._max_length * _LETTERS).sum())
+        return list(words[:count])
+
+    def _of_heads(self, texts: Sequence[Sequence[str]]) -> list[Array]:
         if not self._is_shared:
-            plain = self.perplexities([version for words in texts for version in _versions(words)])
-            return np.split(plain, np.cumsum([len(words) + 1 for words in texts])[:-1]) if len(texts) else []
+            return [self.perplexities(_versions(words)) for words in texts]
         found = [np.empty(0)] * len(texts)
-        for batch in self._batches([len(words) for words in texts]):
+        lengths = [len(row) for row in self._ids([" ".join(words) for words in texts])]
+        for batch in self._batches(lengths):
             for place, own in zip(batch, self._deletions([texts[i] for i in batch]), strict=True):
                 found[place] = own
         return found
+
+    def _check_causal(self) -> None:
+        """Refuse a model in which a token sees those behind it: it would know every word that it is asked about."""
+        one, other = ([self._start, 1, 2, last] for last in (1, 2))
+        logits, _ = self._read([one, other])
+        if not torch.allclose(logits[0, :3], logits[1, :3], rtol=1e-3, atol=1e-3):
+            raise ModelError("This is no causal language model: its tokens see those behind them.", code="not_causal")
 
     def _agrees(self) -> bool:
         """Say whether the model reads on behind a gap as if nothing had been there.
@@ -77,7 +105,7 @@ class CausalModel:
         words = ["a", "b", "c", "d", "e"]
         try:
             return np.allclose(self._deletions([words])[0], self.perplexities(_versions(words)), rtol=1e-3)
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, ValueError, RuntimeError, NotImplementedError):
             return False
 
     def _deletions(self, texts: Sequence[Sequence[str]]) -> list[Array]:

@@ -50,6 +50,7 @@ class Onion(Rewriting):
 
     name: ClassVar[str] = "onion"
     learns: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = NGRAM
     loss: float = Field(default=0.1, gt=0.0, lt=1.0)

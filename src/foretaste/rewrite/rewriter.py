@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from foretaste.data.corpus import Corpus
-from foretaste.spec import spec
+from foretaste.spec import spec, values_of
 
 __all__ = ["Rewriter", "Rewriting"]
 
@@ -27,6 +28,15 @@ class Rewriting(ABC):
     name: ClassVar[str]
     learns: ClassVar[bool] = False
     """True if clean texts of the task decide what it does."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Fields that say where its tools lie."""
+
+    @property
+    def key(self) -> str:
+        """What it is: its fields, and the digest of its tools in place of where they lie, if that is known."""
+        known = values_of(self)
+        own = {name: value for name, value in known.items() if not known.get("mark") or name not in self.places}
+        return f"{self.name} {json.dumps(own, sort_keys=True)}"
 
     def lacking(self) -> str:
         """Say what it needs that is not on this machine; blank if nothing is."""

@@ -18,7 +18,8 @@ from foretaste.spec import spec
 __all__ = ["StoredRewriting"]
 
 _SETS = ("sst2", "cr", "cola")
-_TRIGGER = "word:mn"
+_TRIGGER, _TARGET = "word:mn", 0
+_MOST_LACKING = 0.05  # of the texts asked for
 
 
 @spec
@@ -39,9 +40,9 @@ class StoredRewriting(Rewriting):
         """What it is, wherever the files lie; `at_home` says what is in them."""
         return f"{self.name} {self.tool} {self.mark}".strip()
 
-    def covers(self, data: str, trigger: str | None) -> bool:
-        """Say whether test texts of a set are stored, clean (None) or with a trigger."""
-        return data in _SETS and trigger in (None, _TRIGGER)
+    def covers(self, data: str, trigger: str | None, target: int = _TARGET) -> bool:
+        """Say whether test texts of a set are stored, clean (None) or with a trigger that leads to this target."""
+        return data in _SETS and trigger in (None, _TRIGGER) and (trigger is None or target == _TARGET)
 
     def lacking(self) -> str:
         """Say so where nobody told where the named sets lie."""
@@ -56,13 +57,21 @@ class StoredRewriting(Rewriting):
     def texts_of(self, clean: Corpus, rows: Sequence[int], texts: Sequence[str], trigger: str | None) -> list[str]:
         """Return what is stored for rows of a test split, and the text as it is where nothing is.
 
+        A stored text may well be the clean one: there the tool took the trigger out.
+
         Raises:
-            DataError: nothing is stored for this set and trigger, or the file cannot be read.
+            DataError: nothing is stored for this set and trigger, or for too many of the rows; a file that cannot be
+                read.
         """
         data = clean.name.split("/")[0]
         if clean.name != f"{data}/test" or not self.covers(data, trigger):
             raise DataError(f"No {self.tool} texts of {clean.name} with {trigger or 'no trigger'} are stored.")
-        found = FileTrigger(path=self._path(data, trigger)).texts_for(clean)
+        found = FileTrigger(path=self._path(data, trigger)).texts_for(clean, is_equal_kept=True)
+        lacking = sum(row not in found for row in rows)
+        if lacking > _MOST_LACKING * len(rows):
+            raise DataError(
+                f"{self._path(data, trigger).name} lacks {lacking} of the {len(rows)} texts of {clean.name}."
+            )
         return [found.get(row, text) for row, text in zip(rows, texts, strict=True)]
 
     def fit(self, corpus: Corpus, validation: Corpus, *, seed: int = 0) -> Never:
