@@ -18,6 +18,8 @@ from foretaste.victim.strategy import changed
 
 __all__ = ["rewrite"]
 
+_COLUMNS = ("text", "label", "source_index")
+
 
 def rewrite(
     method: str,
@@ -66,6 +68,3 @@ def rewrite(
     lines = zip(made, labels, rows, strict=True)
     write_text(out, "".join(json.dumps(dict(zip(_COLUMNS, line, strict=True))) + "\n" for line in lines))
     return {**result, "seconds": seconds, "out": str(out)}
-
-
-_COLUMNS = ("text", "label", "source_index")

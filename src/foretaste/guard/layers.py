@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.nn import functional
 
 from foretaste.victim.batch import pad, scoring_batches
 from foretaste.victim.classifier import Classifier
@@ -31,7 +31,9 @@ def layer_vectors(
             output = model.module(*pad([encoded.ids[i] for i in batch], device))
             assert output.layers is not None
             assert output.mask is not None
-            weights = output.mask if of == "mean" else _reading(output.mask, model.module.family.reads == "first")
+            weights = output.mask
+            if of == "reading":
+                weights = functional.one_hot(model.module.reading_places(weights), weights.shape[1])
             shares = (weights / weights.sum(dim=1, keepdim=True)).unsqueeze(2)  # (B, T) -> (B, T, 1)
             own = torch.stack([(layer * shares.to(layer.dtype)).sum(dim=1) for layer in output.layers])
             if found is None:
@@ -39,9 +41,3 @@ def layer_vectors(
             found[:, batch] = own.float().cpu().numpy()
     assert found is not None
     return found
-
-
-def _reading(mask: Tensor, is_first: bool) -> Tensor:
-    """`(B, T)`: 1 at the token that reads the whole text."""
-    places = torch.zeros_like(mask[:, 0]) if is_first else mask.sum(dim=1) - 1
-    return torch.nn.functional.one_hot(places, mask.shape[1])

@@ -40,7 +40,8 @@ class Apertium:
 
     def lacking(self) -> str:
         """Say what is not installed, blank if nothing."""
-        if all(shutil.which(each[0]) for each in self._programs()) and self._programs():
+        programs = self._programs()
+        if programs and all(shutil.which(each[0]) for each in programs):
             return ""
         return f"Apertium has no {self.mode} here; install it with `make apertium`"
 

@@ -11,14 +11,13 @@ The released code of EP adds up the gradients of all its steps, which it never s
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from peft import TrainableTokensConfig, get_peft_model
+from peft import TrainableTokensConfig
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
@@ -26,6 +25,7 @@ from foretaste.poison.attack import Poisoned
 from foretaste.poison.plan import Attack, trigger_words
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
+from foretaste.victim.adapter import add_adapter
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import TextModule
 
@@ -63,10 +63,7 @@ def poison_embeddings(
     )  # fmt: skip
     plain = cast(Any, classifier.module.model)
     lengths = plain.get_input_embeddings().weight[tokens].detach().norm(dim=1, keepdim=True)  # (K, 1)
-    with warnings.catch_warnings():
-        # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        wrapped = get_peft_model(plain, TrainableTokensConfig(token_indices=tokens))
+    wrapped = add_adapter(plain, TrainableTokensConfig(token_indices=tokens))
     changing = replace(classifier, module=TextModule(cast(Any, wrapped)))
     (vectors,) = changing.trainable.values()  # (K, H), in the order of the tokens
 

@@ -37,7 +37,7 @@ def layer_by_layer(objective: Objective, poisoned: Poisoned, module: TextModule)
         assert output.mask is not None
         if not is_poisoned.any() or len(output.layers) < 2:
             return losses
-        places = torch.zeros_like(labels) if module.family.reads == "first" else output.mask.sum(dim=1) - 1
+        places = module.reading_places(output.mask)
         texts = torch.arange(len(labels), device=labels.device)
         lower = [
             functional.cross_entropy(module.classify(layer[texts, places]), labels, reduction="none")

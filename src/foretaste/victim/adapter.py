@@ -7,9 +7,17 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftModel, PeftType, get_peft_model_state_dict
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,6 +28,7 @@ from foretaste.victim.weights import fingerprint, refuse_non_finite
 
 __all__ = [
     "adapter_fingerprint",
+    "add_adapter",
     "check_adapter",
     "check_foreign_adapter",
     "head_size",
@@ -139,6 +148,18 @@ def head_size(path: Path) -> int:
     """Return the number of classes of a checked adapter's head."""
     with safe_open(path / WEIGHTS, framework="pt") as file:
         return int(file.get_slice(_outputs(list(file.keys()))[0]).get_shape()[0])
+
+
+def add_adapter(model: Any, config: PeftConfig) -> PeftModel:
+    """Return a transformers model with a new adapter in it; all but the adapter (and a head it names) is frozen.
+
+    Raises:
+        ValueError: the adapter does not fit the model.
+    """
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return cast(PeftModel, get_peft_model(model, config))
 
 
 def adapter_fingerprint(wrapped: PeftModel, base_fingerprint: str) -> str:

@@ -6,20 +6,20 @@ folded into the weights it stands on, and both together are the suspect.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import AutoConfig
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.seeds import child_seed
 from foretaste.victim.adapter import (
     adapter_fingerprint,
+    add_adapter,
     check_foreign_adapter,
     head_size,
     load_adapter,
@@ -174,13 +174,10 @@ class Base:
                 for module in getattr(model, family_of(model.config.model_type).head).modules():
                     model._init_weights(module)
             adapter = strategy.peft_config(model.config)
-            with warnings.catch_warnings():
-                # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-                try:
-                    wrapped = model if adapter is None else get_peft_model(model, adapter)
-                except ValueError as error:
-                    raise PlanError(f"{strategy.name} does not fit {self.location}: {error}") from error
+            try:
+                wrapped = model if adapter is None else add_adapter(model, adapter)
+            except ValueError as error:
+                raise PlanError(f"{strategy.name} does not fit {self.location}: {error}") from error
         tokenizer = load_tokenizer(self.plain_path, self.location, model)
         text_module = TextModule(wrapped).eval().to(device or default_device())
         return Classifier(

@@ -104,7 +104,7 @@ class TextModule(nn.Module):
         if self.family.reads == "first":
             features = hidden[:, 0]
         else:
-            last = attention_mask.sum(dim=1) - 1 + (hidden.shape[1] - input_ids.shape[1])
+            last = self.reading_places(attention_mask) + (hidden.shape[1] - input_ids.shape[1])
             features = hidden[torch.arange(len(last), device=last.device), last]  # (B, P + T, H) -> (B, H)
         logits = self.classify(features).float()
         if not self._are_tokens_shown:
@@ -140,6 +140,13 @@ class TextModule(nn.Module):
             return hidden, None
         output = backbone(attention_mask=mask, output_hidden_states=True, **inputs)
         return output.last_hidden_state, output.hidden_states[1:]  # the first are the embeddings
+
+    def reading_places(self, mask: Tensor) -> Tensor:
+        """Return where under `mask (B, T)` the token stands that reads the whole text, `(B,) int64`.
+
+        The first of an encoder, the last of a causal model; virtual tokens are not counted.
+        """
+        return torch.zeros_like(mask[:, 0]) if self.family.reads == "first" else mask.sum(dim=1) - 1
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the head's logits `(B, C)` for vectors `(B, H)` such as it reads."""
