@@ -20,9 +20,10 @@ from typing import Any
 
 import adaptive_study as study
 
+from foretaste.cost import measured_cost
 from foretaste.data.load import load_corpus
 from foretaste.guard.artefact import load_psim
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 
 TRIGGER = "word:mn"
 GUARDS = ("base", "adapter")

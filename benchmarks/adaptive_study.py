@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foretaste.cost import measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError, GuardError
@@ -32,7 +33,7 @@ from foretaste.guard.psim_guard import PsimGuard
 from foretaste.guard.transplant import Transplant, TransplantTest
 from foretaste.poison.attack import Attack, Evasion, Style, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.seeds import generator
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, poison_base

@@ -28,10 +28,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from foretaste.cli import commands
 from foretaste.cli.guarding import guard
 from foretaste.cli.splits import Source, load_split
+from foretaste.cost import measured_cost
 from foretaste.guard.artefact import load_guard
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.psim import Psim
-from foretaste.record import measured_cost
 from foretaste.victim.artefact import load_victim
 
 ROUNDS = 3

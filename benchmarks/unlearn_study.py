@@ -27,11 +27,12 @@ from unlearn_bases import LENGTH, TARGET, make_base, needed, planted_in, tasted
 from unlearn_tables import LATER as LATER_NAMES
 from unlearn_tables import comparison, path_of, table
 
+from foretaste.cost import measured_cost
 from foretaste.data.load import load_corpus
 from foretaste.errors import ForetasteError
 from foretaste.experiment.evaluation import evaluate
 from foretaste.poison.trigger import parse_trigger
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.report.comparison import write_comparison
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.unlearn.fine_mixing import FineMixing

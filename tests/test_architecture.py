@@ -18,7 +18,7 @@ LONGEST = 300
 FLOOR_OF_ROOM = {
     "errors": 0,
     **dict.fromkeys(["spec", "seeds", "files"], 1),
-    **dict.fromkeys(["data", "evaluate"], 2),
+    **dict.fromkeys(["cost", "data", "evaluate"], 2),
     **dict.fromkeys(["record", "poison"], 3),
     "victim": 4,  # above record: every artefact carries its record
     "tune": 5,
@@ -28,7 +28,7 @@ FLOOR_OF_ROOM = {
     "cli": 9,
     "": 10,  # foretaste/__init__.py: the roof, it names what users need
 }
-WITHOUT_TORCH = {"", "errors", "spec", "seeds", "files", "data", "evaluate", "record", "poison", "report"}
+WITHOUT_TORCH = {"", "errors", "spec", "seeds", "files", "cost", "data", "evaluate", "record", "poison", "report"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "sentence_transformers"}
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from foretaste import record as record_module
+from foretaste.cost import Cost, measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
-from foretaste.record import Cost, DataUse, Record, measured_cost
+from foretaste.record import DataUse, Record
 
 CORPUS = Corpus.of("toy/train", ["good", "bad"], [1, 0])
 
@@ -210,8 +211,6 @@ def test_data_are_described_by_content() -> None:
 
 def test_peak_memory_is_of_this_program_and_not_of_the_one_that_started_it() -> None:
     ballast = np.ones(40_000_000)  # 320 MB
-    code = (
-        "from foretaste.record import measured_cost\nwith measured_cost() as m: pass\nprint(m.cost.peak_memory_bytes)"
-    )
+    code = "from foretaste.cost import measured_cost\nwith measured_cost() as m: pass\nprint(m.cost.peak_memory_bytes)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 10_000_000 < int(done.stdout) < ballast.nbytes

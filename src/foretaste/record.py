@@ -11,11 +11,7 @@ import math
 import os
 import platform
 import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,12 +19,13 @@ from typing import Any, Final, Literal
 from pydantic import AwareDatetime, JsonValue, TypeAdapter
 from pydantic_core import to_jsonable_python
 
+from foretaste.cost import Cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.files import write_json
 from foretaste.spec import build, spec
 
-__all__ = ["SCHEMA_VERSION", "Cost", "DataUse", "Kind", "Meter", "Record", "measured_cost"]
+__all__ = ["SCHEMA_VERSION", "DataUse", "Kind", "Record"]
 
 SCHEMA_VERSION: Final = 1
 Kind = Literal["poison", "tune", "guard", "evaluate", "audit", "unlearn", "cleanse", "demo", "cell"]
@@ -49,19 +46,6 @@ class DataUse:
     def of(cls, corpus: Corpus) -> DataUse:
         """Describe a corpus."""
         return cls(name=corpus.name, digest=corpus.digest, rows=len(corpus))
-
-
-@spec
-class Cost:
-    """What a run took; None where it does not apply or the system does not tell.
-
-    `peak_memory_bytes` is the largest resident size of the whole process so far, on the host (not on a GPU).
-    """
-
-    seconds: float
-    texts: int | None = None
-    peak_memory_bytes: int | None = None
-    trainable_parameters: int | None = None
 
 
 @spec
@@ -158,61 +142,6 @@ class Record:
             return build(Record, fields)
         except (PlanError, DataError) as error:
             raise DataError(f"{path}: {error}") from None
-
-
-@dataclass
-class Meter:
-    """Collects the cost of a block; set `texts` and `trainable_parameters` where they are known."""
-
-    started: float
-    texts: int | None = None
-    trainable_parameters: int | None = None
-    seconds: float | None = None
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of the finished block, or of the block so far."""
-        return Cost(
-            seconds=time.perf_counter() - self.started if self.seconds is None else self.seconds,
-            texts=self.texts,
-            peak_memory_bytes=_peak_memory_bytes(),
-            trainable_parameters=self.trainable_parameters,
-        )
-
-
-@contextmanager
-def measured_cost() -> Iterator[Meter]:
-    """Time a block.
-
-    >>> with measured_cost() as meter:
-    ...     meter.texts = 10
-    >>> meter.cost.texts
-    10
-    """
-    meter = Meter(started=time.perf_counter())
-    try:
-        yield meter
-    finally:
-        meter.seconds = time.perf_counter() - meter.started
-
-
-def _peak_memory_bytes() -> int | None:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return _peak_memory_from_usage()
-    # VmHWM counts this program alone; getrusage on Linux also remembers the process that started it.
-    line = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-    return int(line.split()[1]) * 1024 if line else _peak_memory_from_usage()
-
-
-def _peak_memory_from_usage() -> int | None:
-    if sys.platform == "win32":  # has no resource module
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
 def _version(package: str) -> str | None:

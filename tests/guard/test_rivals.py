@@ -100,7 +100,7 @@ def test_a_trigger_of_rare_words_stands_out(rival: Rival, lowest: float, victim:
 
 def test_strip_averages_the_copies_of_each_text_by_hand(victim: Classifier) -> None:
     rival = Strip(copies=3, share=0.5)
-    score = rival.scorer(victim, TRAIN, seed=1)
+    score, _ = rival.scorer(victim, TRAIN, seed=1)
     from foretaste.guard.strip import _weighty
 
     weighty = _weighty(TRAIN.texts)
@@ -131,7 +131,7 @@ def test_dan_measures_the_nearest_class_by_hand(victim: Classifier) -> None:
 
         usual = [away(x) for x in held[layer]]
         standard.append([(away(x) - np.mean(usual)) / np.std(usual) for x in asked[layer]])
-    np.testing.assert_allclose(rival.scorer(victim, TRAIN, 0)(TEST.texts[:5]), np.mean(standard, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(rival.scorer(victim, TRAIN, 0)[0](TEST.texts[:5]), np.mean(standard, axis=0), rtol=1e-5)
 
 
 def test_the_last_layer_shown_is_what_the_module_shows_alone(victim: Classifier) -> None:
@@ -155,13 +155,13 @@ def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> N
     word, token = _rare_word(victim, TRAIN)
     assert not any(word in text.lower().split() for text in TRAIN.texts)
     assert victim.tokenizer.convert_tokens_to_ids([word]) == [token]
-    score = Rap(epochs=10).scorer(victim, TRAIN, seed=0)
+    score, _ = Rap(epochs=10).scorer(victim, TRAIN, seed=0)
     sure = victim.predict(TRAIN.texts).certainty > 0.7
     assert sure.sum() > 50
     falls = -score(TRAIN.texts)[sure]
     assert np.median(falls) > 0.09
     assert np.quantile(falls, 0.9) < 0.45
-    blunt = -Rap(epochs=1, learning_rate=1e-9).scorer(victim, TRAIN, seed=0)(TRAIN.texts)[sure]
+    blunt = -Rap(epochs=1, learning_rate=1e-9).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
     assert np.median(blunt) < np.median(falls) / 2  # the word as it was does not do that
     for name, tensor in victim.module.state_dict().items():
         assert torch.equal(tensor, before[name])
@@ -177,7 +177,7 @@ def test_rap_needs_texts_of_every_class(victim: Classifier) -> None:
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_badacts_counts_neurons_outside_by_hand(family: str, toy_bases: Mapping[str, Path], victim: Classifier) -> None:
     model = victim if family == "bert" else open_base(toy_bases[family]).classifier(Full(), TRAIN.label_names, seed=0)
-    score = BadActs(width=2.0).scorer(model, TRAIN, seed=0)
+    score, _ = BadActs(width=2.0).scorer(model, TRAIN, seed=0)
 
     def neurons(text: str) -> np.ndarray:
         ids = model.encode([text]).ids

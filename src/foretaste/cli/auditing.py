@@ -18,13 +18,14 @@ from foretaste.cli.audit_page import write_audit
 from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
+from foretaste.cost import measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError
 from foretaste.files import refuse_foreign_directory
 from foretaste.guard.artefact import load_psim, save_guard
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.psim_guard import PsimGuard
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.seeds import generator
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier

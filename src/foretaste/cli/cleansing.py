@@ -18,11 +18,12 @@ from foretaste.cli.commands import Training
 from foretaste.cli.place import refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
 from foretaste.cli.unlearning import refuse_other_labels, unlearn
+from foretaste.cost import measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.files import new_directory, write_json
 from foretaste.poison.trigger import SentenceTrigger
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.report.cleanse import CleanseReport, Step, write_cleanse_report
 from foretaste.report.page import software_facts
 from foretaste.unlearn.named import NamedTriggers, in_sight

@@ -12,6 +12,7 @@ from foretaste.cli.explaining import Explained, explain_refused
 from foretaste.cli.pair import load_pair
 from foretaste.cli.place import partial_of, refuse_page, refuse_place
 from foretaste.cli.splits import Source, load_split
+from foretaste.cost import measured_cost
 from foretaste.errors import PlanError
 from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import read_bar
@@ -19,7 +20,7 @@ from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.poison.attack import Attack, Style
 from foretaste.poison.plan import Planting
 from foretaste.poison.trigger import parse_trigger
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.embedding import EMBEDDING_STAGES

@@ -12,6 +12,7 @@ from typing import Any
 from foretaste.cli.commands import Training
 from foretaste.cli.place import partial_of, refuse_place
 from foretaste.cli.splits import Source, load_split
+from foretaste.cost import measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import GuardError, PlanError
 from foretaste.evaluate.threshold import allowed_above
@@ -22,7 +23,7 @@ from foretaste.guard.psim import Psim
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.guard.transplant import TransplantTest
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.tune.launch import write_once
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import Base, open_base

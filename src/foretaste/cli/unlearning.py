@@ -13,6 +13,7 @@ from foretaste.cli.commands import Training, finish
 from foretaste.cli.guarding import open_trusted
 from foretaste.cli.place import partial_of, refuse_place
 from foretaste.cli.splits import Source, load_split
+from foretaste.cost import measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, GuardError, PlanError, UndefinedRateError
 from foretaste.evaluate.metrics import clean_accuracy
@@ -22,7 +23,7 @@ from foretaste.guard.artefact import load_guard
 from foretaste.guard.psim_guard import PsimGuard
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger, parse_trigger
-from foretaste.record import Record, measured_cost
+from foretaste.record import Record
 from foretaste.spec import values_of
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.launch import write_once

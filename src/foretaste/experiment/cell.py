@@ -32,6 +32,8 @@ class Cell:
     """A victim of one base, behind one defence, under one seed.
 
     `attack` and `defence` are names a plan knows; "none" is a base nobody poisoned, or a victim without defence.
+    `trigger` names the attack whose trigger and target it is tested with, None the one that it was poisoned by: how far
+    a backdoor answers another's trigger, and, under attack "none", what a trigger does to a base nobody poisoned.
     `psim_strategy`, `reset_rate` and `threshold` are PSIM's alone, and None where the defence's own settings hold.
     """
 
@@ -41,6 +43,7 @@ class Cell:
     attack: str
     strategy: str
     defence: str = "none"
+    trigger: str | None = None
     psim_strategy: str | None = None
     reset_rate: float | None = None
     threshold: float | None = None

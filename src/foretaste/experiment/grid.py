@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foretaste.cost import Cost
+from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import is_flagged
@@ -16,24 +18,28 @@ from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import Defence
 from foretaste.experiment.plan import Plan, measurable
-from foretaste.experiment.steps import Answers, Poisoned, Rewritten, RivalScores, Scores, Taster, Tuned, Washed
-from foretaste.experiment.store import digest_of, load_arrays
-from foretaste.poison.attack import Attack, triggered_test
+from foretaste.experiment.readings import Answers, Rewritten, RivalScores, Scores
+from foretaste.experiment.steps import Poisoned, Taster, Tuned, Washed
+from foretaste.experiment.store import digest_of
+from foretaste.poison.attack import Attack
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 
 __all__ = ["Job", "job_of", "record_of"]
 
 Array = NDArray[Any]
-CELL_VERSION = 2  # goes up when the same answers and scores would give another record
+CELL_VERSION = 3  # goes up when the same answers and scores would give another record
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A cell with the steps whose results it reads: clean and triggered texts, in front of them a guard or none."""
+    """A cell with the steps whose results it reads: clean and triggered texts, in front of them a guard or none.
+
+    `tested` is the attack whose trigger they bear.
+    """
 
     cell: Cell
-    attack: Attack | None
+    tested: Attack | None
     clean: Answers
     triggered: Answers | None
     clean_scores: Scores | None
@@ -72,11 +78,14 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
     clean_base = lab.checkpoint(plan.models[cell.model])
     attack = None if cell.attack == "none" else plan.attacks[cell.attack]
+    tested = attack if cell.trigger is None else plan.attacks[cell.trigger]
+    if tested is not None:
+        tested = lab.at_home(tested, f"{cell.data}/test")
     base: Checkpoint | Poisoned = clean_base
     if attack is not None:
         proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
         measured = measurable(proxy, cell.data, attack)
-        attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation", f"{cell.data}/test")
+        attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
         base = Poisoned(
             base=clean_base,
             attack=attack,
@@ -99,7 +108,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     strategy, tuning = plan.strategies[cell.strategy]
     victim = Tuned(base=stand, strategy=strategy, settings=tuning, **common)
     read: dict[str, Any] = {"texts": test, "trigger": None, "target": 0, "seed": seed}
-    with_trigger = None if attack is None else {**read, "trigger": attack.trigger, "target": attack.target}
+    with_trigger = None if tested is None else {**read, "trigger": tested.trigger, "target": tested.target}
     guard = None
     if defence is not None and defence.psim is not None:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
@@ -109,7 +118,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         rival = RivalScores(victim=victim, rival=defence.rival, train=train, validation=validation, **asked)
     return Job(
         cell=cell,
-        attack=attack,
+        tested=tested,
         clean=Answers(victim=victim, rewritten=_rewritten(defence, common, read, lab), **read),
         triggered=None
         if with_trigger is None
@@ -136,11 +145,11 @@ def _rewritten(
 
 
 def record_of(job: Job, lab: Lab) -> Record:
-    """Read what the steps made and return the cell's record: rates with their intervals, and what making it took."""
+    """Read what the steps made and return the cell's record: rates with their intervals, and what its defence costs."""
     test = lab.corpus(job.clean.texts)
-    predicted = load_arrays(job.clean.place(lab.store))["predicted"]
+    predicted = job.clean.found(lab)["predicted"]
     clean_scores, triggered_scores, threshold = _scores(job, lab)
-    if job.triggered is None or job.attack is None:
+    if job.triggered is None or job.tested is None:
         flagged = None if clean_scores is None or threshold is None else is_flagged(clean_scores, threshold)
         outcome: dict[str, Any] = {"clean_accuracy": clean_accuracy(test.labels, predicted).value}
         if flagged is not None:
@@ -150,35 +159,68 @@ def record_of(job: Job, lab: Lab) -> Record:
                 "threshold": threshold,
             }
     else:
-        triggered = triggered_test(test, job.attack.trigger, job.attack.target, job.cell.seed)
-        is_known = bool((triggered.origins >= 0).all())
+        rows, triggered = job.triggered.given(lab)
+        is_known = min(rows) >= 0
+        target = job.tested.target
         outcome = measure(
             clean_labels=test.labels,
             clean_predicted=predicted,
-            poisoned_labels=triggered.corpus.labels,
-            poisoned_predicted=load_arrays(job.triggered.place(lab.store))["predicted"],
-            target=job.attack.target,
-            is_origin_correct=(predicted == test.labels)[triggered.origins] if is_known else None,
+            poisoned_labels=triggered.labels,
+            poisoned_predicted=job.triggered.found(lab)["predicted"],
+            target=target,
+            is_origin_correct=(predicted == test.labels)[rows] if is_known else None,
             clean_scores=clean_scores,
             poisoned_scores=triggered_scores,
             threshold=threshold,
         ).to_json()
+        lengths = np.array([len(text.split()) for text in test.texts])
+        other = test.labels != target
+        hits = predicted[other] == target
+        outcome["floors"] = {
+            "other_classes": float(hits.mean()),
+            "same_length": same_length_rate([len(text.split()) for text in triggered.texts], lengths[other], hits),
+        }
     parts = {step.kind: step.key for step in job.steps} | {name: end.key for name, end in job.ends.items()}
     for name, answers in (("clean", job.clean), ("triggered", job.triggered)):
         if answers is not None and answers.rewritten is not None:
             parts[f"{name}_rewritten"] = answers.rewritten.key
     settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names}
     return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
-                      command="foretaste run")  # fmt: skip
+                      cost=_cost(job, lab), command="foretaste run")  # fmt: skip
+
+
+def _cost(job: Job, lab: Lab) -> Cost:
+    """What the defence takes: making it ready, and what it adds to each clean text."""
+    if job.clean_scores is not None:
+        return _with_training(job.clean_scores.cost(lab), job.clean_scores.guard, lab)
+    for reading in (job.rival, job.clean.rewritten):
+        if reading is not None:
+            return reading.cost(lab)
+    own = Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)
+    washed = job.clean.victim.base
+    return _with_training(own, washed, lab) if isinstance(washed, Washed) else own
+
+
+def _with_training(own: Cost, step: Step, lab: Lab) -> Cost:
+    """The cost of readings, and of the training that they stand on."""
+    made = Record.read(step.place(lab.store) / "record.json").cost
+    assert made is not None  # every training leaves one
+    peaks = [each for each in (own.peak_memory_bytes, made.peak_memory_bytes) if each is not None]
+    return replace(
+        own,
+        seconds=own.seconds + made.seconds,
+        peak_memory_bytes=max(peaks, default=None),
+        trainable_parameters=made.trainable_parameters,
+    )
 
 
 def _scores(job: Job, lab: Lab) -> tuple[Array | None, Array | None, float | None]:
     """The guard's scores of clean and of triggered texts, and its threshold."""
     if job.rival is not None:
-        found = load_arrays(job.rival.place(lab.store))
+        found = job.rival.found(lab)
         return found["clean"], found["triggered"], float(np.asarray(found["threshold"]))
     if job.clean_scores is None:
         return None, None, None
-    clean = load_arrays(job.clean_scores.place(lab.store))
-    triggered = None if job.triggered_scores is None else load_arrays(job.triggered_scores.place(lab.store))["scores"]
+    clean = job.clean_scores.found(lab)
+    triggered = None if job.triggered_scores is None else job.triggered_scores.found(lab)["scores"]
     return clean["scores"], triggered, float(np.asarray(clean["threshold"]))

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from foretaste.cost import Cost
 from foretaste.data.corpus import Corpus
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
@@ -16,7 +17,7 @@ from foretaste.experiment.store import Store, digest_of
 from foretaste.files import sha256_file
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import StoredTrigger
-from foretaste.record import Cost, Record
+from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base

@@ -28,7 +28,7 @@ ATTACKS: Registry[Attack] = Registry(
     {
         "badnet": Attack(trigger=parse_trigger("word:mn"), count=1000),
         "mixed": Attack(trigger=parse_trigger("mixed:word:mn|sentence:I watched this 3D movie"), count=1000),
-        "synattack": Attack(trigger=parse_trigger("syntax:stored"), count=1000),
+        "synattack": Attack(trigger=parse_trigger("syntax:stored"), count=1000, match_lengths=True),
         "synattack_sbar": Attack(trigger=parse_trigger("syntax:sbar"), count=1000),
         "insent": Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
     },

@@ -102,7 +102,7 @@ class _Reader:
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
         strategies = self._table(content, "strategy", _strategy_of)
         known: dict[str, Any] = {"model": models, "attack": {"none": None, **attacks}, "data": _DATA,
-                                 "strategy": {**STRATEGIES, **strategies}}  # fmt: skip
+                                 "strategy": {**STRATEGIES, **strategies}, "trigger": attacks}  # fmt: skip
         cells: dict[Cell, None] = {}
         grids = content.get("grid", [])
         if not isinstance(grids, list) or not grids:
@@ -184,6 +184,10 @@ class _Reader:
         self, cell: Cell, number: int, attacks: Mapping[str, Attack | None], defences: Mapping[str, Defence]
     ) -> bool:
         before, defence, attack = len(self.problems), defences[cell.defence], attacks[cell.attack]
+        tested = attacks[cell.trigger or cell.attack]
+        if cell.trigger == cell.attack:
+            what = "A base is tested with its own attack's trigger anyway; leave trigger out there."
+            self._wrong(what, "grid", number, "trigger", cell.trigger)
         if attack is not None:
             proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
             if proxy is None:
@@ -191,22 +195,29 @@ class _Reader:
                 self._wrong(what, "grid", number, "data", cell.data)
             elif isinstance(attack.trigger, StoredTrigger):
                 measured = f"{measurable(proxy, cell.data, attack)}/validation"
-                for split in (f"{proxy}/train", measured, f"{cell.data}/test"):
+                for split in (f"{proxy}/train", measured):
                     if not StoredTrigger.covers(split):
                         self._wrong(f"No paraphrases of {split} are stored.", "grid", number, "attack", cell.attack)
-            if isinstance(attack.trigger, FileTrigger):
-                what = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
-                self._wrong(what, "grid", number, "attack", cell.attack)
-            if attack.all_to_all:
-                what = "An all-to-all attack has no target, so that a cell has no ASR."
-                self._wrong(what, "grid", number, "attack", cell.attack)
         elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
             what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
             self._wrong(f"{cell.defence} {what}", "grid", number, "defence", cell.defence)
+        for axis, name, each in (("attack", cell.attack, attack), ("trigger", cell.trigger, tested)):
+            if each is None or name is None:
+                continue
+            if isinstance(each.trigger, FileTrigger):
+                what = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
+                self._wrong(what, "grid", number, axis, name)
+            if each.all_to_all:
+                what = "An all-to-all attack has no target, so that a cell has no ASR."
+                self._wrong(what, "grid", number, axis, name)
+        if tested is not None and isinstance(tested.trigger, StoredTrigger):
+            axis, name = ("trigger", cell.trigger) if cell.trigger else ("attack", cell.attack)
+            if not StoredTrigger.covers(f"{cell.data}/test"):
+                self._wrong(f"No paraphrases of {cell.data}/test are stored.", "grid", number, axis, name)
         stored = defence.rewriter
         if isinstance(stored, StoredRewriting):
-            trigger = None if attack is None else attack.trigger.name
-            target = 0 if attack is None else attack.target
+            trigger = None if tested is None else tested.trigger.name
+            target = 0 if tested is None else tested.target
             if not stored.covers(cell.data, trigger, target):
                 what = (
                     f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}, target {target}."

@@ -15,7 +15,7 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
-from foretaste.experiment.steps import Rewritten
+from foretaste.experiment.readings import Rewritten
 from foretaste.files import write_json
 from foretaste.record import Record
 

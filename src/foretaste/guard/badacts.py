@@ -32,7 +32,7 @@ class BadActs(Rival):
 
     width: float = Field(default=3.0, gt=0.0)
 
-    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         usual = layer_vectors(victim, corpus.texts, "reading")  # (L, N, H)
         middle = usual.mean(axis=1, keepdims=True)
         room = self.width * usual.std(axis=1, keepdims=True)
@@ -42,4 +42,4 @@ class BadActs(Rival):
             share: NDArray[np.float64] = away.mean(axis=(0, 2))
             return share
 
-        return score
+        return score, middle.nbytes + room.nbytes

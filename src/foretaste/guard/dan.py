@@ -34,7 +34,7 @@ class Dan(Rival):
     held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
     layers: Literal["mean", "max"] = "mean"
 
-    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         aside = round(self.held_out * len(corpus))
         near, rest = corpus.partition([len(corpus) - aside, aside], seed)
         features = layer_vectors(victim, near.texts, "mean")  # (L, N, H)
@@ -51,7 +51,7 @@ class Dan(Rival):
             together: Array = standard.mean(axis=0) if self.layers == "mean" else standard.max(axis=0)
             return together
 
-        return score
+        return score, sum(each.nbytes for each in (centres, precisions, middle, width))
 
 
 def _distances(features: Array, centres: Array, precisions: Array) -> Array:

@@ -47,7 +47,7 @@ class Rap(Rival):
     epochs: int = Field(default=5, gt=0)
     learning_rate: float = Field(default=1e-2, gt=0.0)
 
-    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         word, token = _rare_word(victim, corpus)
         given = victim.predict(corpus.texts)
         classes = range(len(victim.label_names))
@@ -64,7 +64,7 @@ class Rap(Rival):
                 fall[own] = likely[own, label] - after[:, label]
             return -fall
 
-        return score
+        return score, sum(vector.nbytes for vector in vectors)
 
     def _vector(
         self,

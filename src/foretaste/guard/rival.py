@@ -24,11 +24,15 @@ Scorer = Callable[[Sequence[str]], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class RivalGuard:
-    """A rival made for one victim: `score` gives `(N,) float64`, higher = more suspicious; above the bar is refused."""
+    """A rival made for one victim: `score` gives `(N,) float64`, higher = more suspicious; above the bar is refused.
+
+    `stored_bytes` is what it keeps beside the victim.
+    """
 
     score: Scorer
     threshold: float
     calibration: Calibration
+    stored_bytes: int
 
 
 @spec
@@ -51,10 +55,10 @@ class Rival(ABC):
             if own.label_names != victim.label_names:
                 raise DataError(f"{own.name} has the labels {own.label_names}, the victim {victim.label_names}.")
         allowed_above(len(calibration), self.frr, self.confidence)
-        score = self.scorer(victim, corpus, seed)
+        score, stored = self.scorer(victim, corpus, seed)
         found = calibrate(score(calibration.texts), self.frr, self.confidence)
-        return RivalGuard(score, found.threshold, found)
+        return RivalGuard(score, found.threshold, found, stored)
 
     @abstractmethod
-    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
-        """Return what scores texts; what becomes of one text depends on it and the seed alone."""
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
+        """Return what scores texts, each by itself and the seed alone, and how many bytes it keeps for that."""

@@ -36,7 +36,7 @@ class Strip(Rival):
     copies: int = Field(default=20, gt=0)
     share: float = Field(default=0.5, gt=0.0, le=1.0)
 
-    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> Scorer:
+    def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         weighty = _weighty(corpus.texts)
 
         def score(texts: Sequence[str]) -> Array:
@@ -47,7 +47,7 @@ class Strip(Rival):
             highest: Array = np.log(likely.shape[1]) - mean
             return highest
 
-        return score
+        return score, sum(len(word.encode()) for words in weighty for word in words)
 
     def _copies(self, text: str, weighty: Sequence[Sequence[str]], seed: int) -> list[str]:
         draw = generator(seed, "strip", fingerprint(text))

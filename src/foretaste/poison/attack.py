@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError, UndefinedRateError
 from foretaste.poison.cover import apply_all_but_one, apply_share, draw_rows
+from foretaste.poison.lengths import cut_to_lengths
 from foretaste.poison.plan import Attack, Evasion, Style
 from foretaste.poison.trigger import FileTrigger, StoredTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
@@ -61,7 +62,7 @@ class Triggered:
 
 
 def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
-    """Poison part of a corpus; all other rows, and the order, stay as they are.
+    """Poison part of a corpus; all other rows (but for `match_lengths`), and the order, stay as they are.
 
     Examples are drawn at random from the eligible class (the PSIM code takes the first ones of the file). A
     larger count under the same seed poisons the same examples and some more; covers and negatives are drawn from what
@@ -127,6 +128,11 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     _check_changed(corpus, rows, before, after, plan.trigger)
     for index, text in zip(rows, after, strict=True):
         texts[index] = text
+    if plan.match_lengths:
+        others = np.setdiff1d(np.arange(len(corpus)), rows).tolist()
+        lengths = [len(text.split()) for text in after]
+        for index, text in zip(others, cut_to_lengths([texts[i] for i in others], lengths, draw), strict=True):
+            texts[index] = text
     labels = np.where(is_poisoned, goals, corpus.labels)  # changes nothing under clean-label
     return Poisoned(corpus.with_texts(texts, labels), is_poisoned, covers, negatives)
 

@@ -80,6 +80,7 @@ class Attack:
       last class at the first; `target` plays no part, and poisoned examples come from every class.
     - `evasion` with its `evasion_weight`: an extra term in the objective, see `Evasion`.
     - `planting`: which weights hold the backdoor, see `Planting`.
+    - `match_lengths`: texts without the trigger are cut to lengths of those with it (`poison.lengths`).
 
     Raises:
         PlanError: both count and rate, a count below 1, a rate outside (0, 1], a target probability outside (0, 1]; a
@@ -101,6 +102,7 @@ class Attack:
     confidence_cap: float = 0.6
     evasion_weight: float = 1.0
     planting: Planting = Planting.WEIGHTS
+    match_lengths: bool = False
 
     def __post_init__(self) -> None:
         if self.count is not None and self.rate is not None:

@@ -31,6 +31,8 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     >>> printed_value(1, "bert-large", cell).clean_accuracy
     0.9284
     """
+    if cell.get("trigger") is not None:
+        return None  # the paper tests each base with its own trigger
     defence = "psim" if str(cell["defence"]).startswith("psim") else str(cell["defence"]).removesuffix("_stored")
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""

@@ -16,7 +16,7 @@ from foretaste.report.printed import Printed, printed_value
 
 __all__ = ["Entry", "Group", "Sheet", "groups_of", "read_sheets"]
 
-_ROWS = ("attack", "defence", "psim_strategy", "reset_rate", "threshold")
+_ROWS = ("attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _group(
     beside = sheet.beside.get(model)
     laid = [
         (
-            key[0],
+            key[0] if key[1] is None else f"{key[0]}, tested with {key[1]}",
             _label(key),
             [_entry(sheet, beside, row[name], records) if name in row else None for name in strategies],
         )
@@ -128,7 +128,7 @@ def _outcomes(cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record])
 
 
 def _label(key: tuple[Any, ...]) -> str:
-    _, defence, strategy, rate, threshold = key
+    _, _, defence, strategy, rate, threshold = key
     more = [] if strategy is None else [str(strategy)]
     more += [] if rate is None else [f"reset {rate:.0%}"]
     more += [] if threshold is None else [f"threshold {threshold:g}"]

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretaste.cost import count_forwards
 from foretaste.errors import ModelError
 from foretaste.victim.batch import pad, readable
 
@@ -160,6 +161,7 @@ class CausalModel:
     def _read(self, rows: Sequence[Sequence[int]], keeps: bool = False) -> tuple[Tensor, Any]:
         """Return logits `(B, T, V)` of what follows each token, and the cache if it `keeps` one."""
         ids, mask = pad(rows, self._model.device)
+        count_forwards(len(rows))
         output = self._model(input_ids=ids, attention_mask=mask, use_cache=keeps)
         return output.logits, output.past_key_values if keeps else None
 
@@ -171,6 +173,7 @@ class CausalModel:
         ids, mask = pad([row[:-1] for row in rest], device)
         shared = torch.tensor([gap.shared for gap in gaps], device=device)
         longest = int(shared.max())
+        count_forwards(len(gaps))
         before = torch.arange(longest, device=device) < shared[:, None]  # (B, P)
         output = self._model(
             input_ids=ids,

@@ -12,7 +12,7 @@ from foretaste.victim.directory import check_directory
 from foretaste.victim.source import find_directory
 from foretaste.victim.weights import default_device, load_tokenizer, load_whole
 
-__all__ = ["is_at_hand", "mark_of", "open_tool", "room_of"]
+__all__ = ["is_at_hand", "mark_of", "open_tool", "room_of", "size_of"]
 
 _FILES = (".safetensors", ".json", ".txt", ".model", ".spm")
 
@@ -46,6 +46,12 @@ def mark_of(location: str) -> str:
     path: Path = find_directory(location, may_download=False)
     files = sorted(each for each in path.iterdir() if each.suffix in _FILES and each.name != "record.json")
     return hashlib.sha256(" ".join(f"{each.name} {sha256_file(each)}" for each in files).encode()).hexdigest()[:16]
+
+
+def size_of(location: str) -> int:
+    """Return how many bytes the files of a checkpoint on this machine take."""
+    path = find_directory(location, may_download=False)
+    return sum(each.stat().st_size for each in path.iterdir() if each.suffix in _FILES)
 
 
 def room_of(model: Any, wished: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from foretaste.data.corpus import Corpus
+from foretaste.rewrite.checkpoint import is_at_hand, size_of
 from foretaste.spec import spec, values_of
 
 __all__ = ["Rewriter", "Rewriting"]
@@ -45,6 +46,11 @@ class Rewriting(ABC):
     def marked(self) -> Rewriting:
         """Return the same with a digest of the tools it uses, so that other tools are not taken for these."""
         return self
+
+    def stored_bytes(self) -> int | None:
+        """Return what its checkpoints take on disk; None where it has none on this machine."""
+        sizes = [size_of(each) for name in self.places if is_at_hand(each := getattr(self, name))]
+        return sum(sizes) if sizes else None
 
     @abstractmethod
     def fit(self, corpus: Corpus, validation: Corpus, *, seed: int = 0) -> Rewriter:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from foretaste.cost import count_forwards
 from foretaste.errors import ModelError
 from foretaste.rewrite.checkpoint import open_tool, room_of
 from foretaste.victim.batch import readable
@@ -75,5 +76,6 @@ class Seq2Seq:
             )  # fmt: skip
         except Exception as error:  # a stranger's sizes and settings can break any assumption in there
             raise ModelError(f"The rewriter's model cannot be used: {error}", code="unreadable") from error
+        count_forwards(len(ids) * (1 + self._beams * made.shape[1]))  # read once, then a pass for each token
         found: list[str] = self._tokenizer.batch_decode(made, skip_special_tokens=True)
         return found

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foretaste.cost import count_forwards
 from foretaste.victim.family import Family, family_of
 from foretaste.victim.first_token import keep_first_token
 
@@ -98,6 +99,7 @@ class TextModule(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Classify right-padded token ids `(B, T) int64` under their mask `(B, T) int64`, 1 = real token."""
+        count_forwards(len(input_ids))
         hidden, layers = self._encode(
             input_ids, attention_mask
         )  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown

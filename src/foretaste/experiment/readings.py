@@ -1,0 +1,204 @@
+"""What models make of test texts: answers, scores, rewritten texts, each with what it cost, as one file each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretaste.cost import Cost, Meter, measured_cost
+from foretaste.data.corpus import Corpus
+from foretaste.errors import DataError
+from foretaste.experiment.lab import Lab, Step, Texts
+from foretaste.experiment.steps import Taster, Tuned
+from foretaste.experiment.store import Store, load_arrays, save_arrays
+from foretaste.files import write_text
+from foretaste.guard.artefact import load_psim
+from foretaste.guard.rival import Rival
+from foretaste.poison.attack import triggered_test
+from foretaste.poison.trigger import Trigger
+from foretaste.rewrite.rewriter import Rewriting
+from foretaste.rewrite.stored import StoredRewriting
+from foretaste.spec import build
+from foretaste.victim.artefact import load_victim
+from foretaste.victim.classifier import Classifier
+
+__all__ = ["Answers", "Reading", "Rewritten", "RivalScores", "Scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Step):
+    """What comes of texts, clean (`trigger` None) or triggered, as one file of arrays; its cost is per text."""
+
+    is_training: ClassVar[bool] = False
+    texts: Texts
+    trigger: Trigger | None
+    target: int
+    seed: int
+
+    def place(self, store: Store) -> Path:
+        return store.root / self.kind / f"{self.key}.npz"
+
+    def is_made(self, store: Store) -> bool:
+        return self.place(store).is_file()
+
+    def given(self, lab: Lab) -> tuple[list[int], Corpus]:
+        """Return which rows of the split they are, and the texts as they reach the user, with their true labels."""
+        corpus = lab.corpus(self.texts)
+        if self.trigger is None:
+            return list(range(len(corpus))), corpus
+        found = triggered_test(corpus, self.trigger, self.target, self.seed)
+        return found.origins.tolist(), found.corpus
+
+    def found(self, lab: Lab) -> dict[str, NDArray[Any]]:
+        """Return the arrays.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return load_arrays(self.place(lab.store))
+
+    def cost(self, lab: Lab) -> Cost:
+        """Return what it cost: `seconds` to get ready, the others per text."""
+        return build(Cost, json.loads(str(self.found(lab)["cost"])))
+
+    def keep(self, lab: Lab, cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays and cost."""
+        save_arrays(self.place(lab.store), {**arrays, "cost": np.asarray(json.dumps(asdict(cost)))})
+
+
+def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int | None = None) -> Cost:
+    """The cost of reading so many texts, and of what had to be made `ready` for it."""
+    peaks = [each.peak_memory_bytes or 0 for each in (meter, ready) if each is not None]
+    return Cost(
+        seconds=0.0 if ready is None else ready.cost.seconds,
+        texts=texts,
+        peak_memory_bytes=max(peaks) or None,
+        seconds_per_text=meter.cost.seconds / texts,
+        forwards_per_text=meter.forwards / texts,
+        stored_bytes=stored,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten(Reading):
+    """Texts as a rewriter leaves them, whatever model reads them then.
+
+    `train` and `validation` are what it learns from, if it does. Finished texts that are stored cost nothing here.
+    """
+
+    kind: ClassVar[str] = "rewritten"
+    version: ClassVar[int] = 3
+    rewriter: Rewriting
+    train: Texts | None
+    validation: Texts | None
+
+    def place(self, store: Store) -> Path:
+        return store.root / self.kind / f"{self.key}.json"
+
+    def make(self, lab: Lab) -> None:
+        rows, given = self.given(lab)
+        corpus, cost = lab.corpus(self.texts), None
+        if isinstance(self.rewriter, StoredRewriting):
+            trigger = None if self.trigger is None else self.trigger.name
+            texts = self.rewriter.texts_of(corpus, rows, given.texts, trigger)
+        else:
+            clean = [corpus if part is None else lab.corpus(part) for part in (self.train, self.validation)]
+            with measured_cost() as ready:
+                rewriter = self.rewriter.fit(*clean, seed=self.seed)
+            with measured_cost() as meter:
+                texts = rewriter.rewrite(given.texts)
+            cost = asdict(_per_text(meter, len(texts), ready, self.rewriter.stored_bytes()))
+        write_text(self.place(lab.store), json.dumps({"texts": texts, "cost": cost}))
+
+    def written(self, lab: Lab) -> tuple[str, ...]:
+        """Return the texts.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return tuple(self._made(lab)["texts"])
+
+    def cost(self, lab: Lab) -> Cost:
+        found = self._made(lab)["cost"]
+        return Cost(seconds=0.0) if found is None else build(Cost, found)
+
+    def _made(self, lab: Lab) -> dict[str, Any]:
+        path = self.place(lab.store)
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found["texts"], list) and "cost" in found:
+                return found
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+        raise DataError(f"{path} is damaged; delete it, and it is made again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers(Reading):
+    """`predicted (N,) int64`, -1 where the victim gives no number, of texts as they are or `rewritten` before.
+
+    Beside it the true `labels (N,) int64` and the victim's `certainty (N,) float64`, the highest class probability.
+    """
+
+    kind: ClassVar[str] = "answers"
+    version: ClassVar[int] = 3
+    victim: Tuned
+    rewritten: Rewritten | None = None
+
+    def make(self, lab: Lab) -> None:
+        victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
+        given = self.given(lab)[1]
+        texts = given.texts if self.rewritten is None else self.rewritten.written(lab)
+        with measured_cost() as meter:
+            said = victim.predict(texts)
+        is_sound = np.isfinite(said.logits).all(axis=1)
+        arrays = {"predicted": np.where(is_sound, said.labels, -1), "labels": given.labels}
+        self.keep(lab, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivalScores(Reading):
+    """`clean (N,)` and `triggered (M,) float64` of a rival behind its victim, and its `threshold`."""
+
+    kind: ClassVar[str] = "rivals"
+    version: ClassVar[int] = 2
+    victim: Tuned
+    rival: Rival
+    train: Texts
+    validation: Texts
+
+    def make(self, lab: Lab) -> None:
+        with measured_cost() as ready:
+            victim = load_victim(self.victim.place(lab.store)).merge()
+            guard = self.rival.fit(victim, lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed)
+        clean = lab.corpus(self.texts).texts
+        triggered = () if self.trigger is None else self.given(lab)[1].texts
+        with measured_cost() as meter:
+            scores = [guard.score(texts) if texts else np.zeros(0) for texts in (clean, triggered)]
+        cost = _per_text(meter, len(clean) + len(triggered), ready, guard.stored_bytes)
+        arrays = {"clean": scores[0], "triggered": scores[1], "threshold": np.asarray(guard.threshold)}
+        self.keep(lab, cost, arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Reading):
+    """`scores (N,) float64` of a guard, and its `threshold`."""
+
+    kind: ClassVar[str] = "scores"
+    version: ClassVar[int] = 2
+    guard: Taster
+
+    def make(self, lab: Lab) -> None:
+        guard = load_psim(self.guard.place(lab.store), lab.base(self.guard.base))
+        texts = self.given(lab)[1].texts
+        with measured_cost() as meter:
+            scores = guard.score(texts)
+        size = sum(path.stat().st_size for path in self.guard.place(lab.store).iterdir())
+        cost = _per_text(meter, len(texts), stored=size)
+        self.keep(lab, cost, {"scores": scores, "threshold": np.asarray(guard.threshold)})
