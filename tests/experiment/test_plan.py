@@ -223,6 +223,12 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
         (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
         (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
+        (GOOD.replace("threshold =", 'trigger = "badnet"\nthreshold ='), "leave trigger out"),
+        (GOOD.replace("threshold =", 'trigger = "badnett"\nthreshold ='), "Unknown trigger 'badnett'"),
+        (
+            GOOD.replace('attack = "mine"', 'attack = "none"\ntrigger = "synattack"').replace('"sst2"', '"cola"'),
+            "No paraphrases of cola/test",
+        ),
     ],
 )
 def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:

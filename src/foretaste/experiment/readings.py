@@ -143,7 +143,7 @@ class Rewritten(Reading):
 class Answers(Reading):
     """`predicted (N,) int64`, -1 where the victim gives no number, of texts as they are or `rewritten` before.
 
-    Beside it the true `labels (N,) int64` and the victim's `certainty (N,) float64`, the highest class probability.
+    Beside it the true `labels (N,) int64` and the victim's `certainty (N,) float32`, the highest class probability.
     """
 
     kind: ClassVar[str] = "answers"
@@ -159,7 +159,7 @@ class Answers(Reading):
             said = victim.predict(texts)
         is_sound = np.isfinite(said.logits).all(axis=1)
         arrays = {"predicted": np.where(is_sound, said.labels, -1), "labels": given.labels}
-        self.keep(lab, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty})
+        self.keep(lab, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty.astype(np.float32)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,144 @@
+"""What a cell's record says beside its rates: what the defence costs, floors, another attack's trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foretaste.cost import Cost
+from foretaste.data import toy_corpus
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import read_plan
+from foretaste.experiment.run import run_plan
+from foretaste.experiment.store import Store
+from foretaste.record import Record
+from foretaste.report.cells import cell_of, read_cells
+from foretaste.victim.artefact import load_victim
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PLAN = """
+title = "Two attacks"
+
+[settings]
+max_length = 32
+limit = 600
+poisoning_epochs = 3
+poisoning_rate = 3e-3
+
+[[grid]]
+model = "tiny"
+data = "toy"
+knowledge = "full_data"
+attack = "badnet"
+strategy = "lora"
+defence = ["none", "psim", "dan", "strip", "onion", "fine_tuning"]
+
+[[grid]]
+model = "tiny"
+data = "toy"
+knowledge = "full_data"
+attack = ["none", "one"]
+trigger = "badnet"
+strategy = "lora"
+
+[model.tiny]
+location = "{tiny}"
+
+[attack.badnet]
+trigger = "word:cf mn bb"
+style = "dirty-label"
+count = 60
+
+[attack.one]
+trigger = "word:cf"
+style = "dirty-label"
+count = 60
+
+[strategy.lora]
+epochs = 2
+learning_rate = 1e-2
+precision = "float32"
+
+[defence.psim]
+strategy = "lora"
+frr = 0.05
+dose = 0.1
+precision = "float32"
+
+[defence.dan]
+frr = 0.05
+
+[defence.strip]
+frr = 0.05
+copies = 5
+
+[defence.fine_tuning]
+epochs = 1
+least_steps = 1
+precision = "float32"
+"""
+
+Records = Mapping[tuple[str, str], Record]
+
+
+@pytest.fixture(scope="module")
+def store(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with all cells of the plan."""
+    home = tmp_path_factory.mktemp("cells")
+    (home / "plan.toml").write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    plan = read_plan(home / "plan.toml")
+    progress = run_plan(plan, Lab(Store(home / "lab")), plan.cells, lambda line: None)
+    assert (progress.done, progress.failed) == (8, {})
+    return home / "lab"
+
+
+@pytest.fixture(scope="module")
+def records(store: Path) -> Records:
+    """The records by attack and defence."""
+    return {(cell_of(each).attack, cell_of(each).defence): each for each in read_cells(store).values()}
+
+
+def test_no_defence_costs_nothing(records: Records) -> None:
+    free = Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)
+    assert records["badnet", "none"].cost == free
+
+
+@pytest.mark.parametrize(
+    ("defence", "forwards", "is_kept"),
+    [("psim", 1, True), ("dan", 1, True), ("strip", 5, True), ("onion", 0, False), ("fine_tuning", 0, False)],
+)
+def test_a_defence_costs_what_it_adds(records: Records, defence: str, forwards: int, is_kept: bool) -> None:
+    cost = records["badnet", defence].cost
+    assert cost is not None
+    assert cost.forwards_per_text == forwards
+    assert cost.seconds > 0
+    assert cost.peak_memory_bytes is not None
+    assert cost.peak_memory_bytes > 2**24
+    assert bool(cost.stored_bytes) is is_kept
+    assert (cost.seconds_per_text or 0) > 0 or defence == "fine_tuning"
+    assert (cost.trainable_parameters is not None) is (defence in ("psim", "fine_tuning"))
+
+
+def test_floors_are_those_of_clean_texts(store: Path, records: Records) -> None:
+    record: Any = records["badnet", "none"]
+    test = toy_corpus("test")
+    said = load_victim(store / "victims" / record.settings["parts"]["victims"]).predict(test.texts).labels
+    hits = said[test.labels != 0] == 0
+    assert record.outcome["floors"]["other_classes"] == pytest.approx(hits.mean())
+    assert hits.min() <= record.outcome["floors"]["same_length"] <= hits.max()
+
+
+def test_a_base_is_tested_with_another_attack_s_trigger(records: Records) -> None:
+    own, other, sound = (records[name, "none"].outcome for name in ("badnet", "one", "none"))
+    assert own["n_poisoned"] == other["n_poisoned"] == sound["n_poisoned"]
+    rates: Any = [each["attack_success_rate"] for each in (own, other, sound)]
+    floors: Any = sound["floors"]
+    assert rates[0] > 0.9
+    assert rates[1] > 0.5  # one of the three words is its own
+    assert rates[2] == pytest.approx(floors["other_classes"], abs=0.15)
+    assert np.isfinite(floors["same_length"])
