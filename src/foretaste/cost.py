@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from foretaste.spec import spec
+from foretaste.spec import spec, values_of
 
-__all__ = ["Cost", "Meter", "count_forwards", "measured_cost"]
+__all__ = ["Cost", "Meter", "count_forwards", "measured_cost", "sum_of"]
 
 
 @spec
@@ -30,6 +30,21 @@ class Cost:
     seconds_per_text: float | None = None
     forwards_per_text: float | None = None
     stored_bytes: int | None = None
+
+
+_FIELDS = tuple(field.name for field in fields(Cost))
+_HIGHEST = ("peak_memory_bytes", "texts")  # the same texts go through all
+
+
+def sum_of(costs: Sequence[Cost]) -> Cost:
+    """Return what several blocks took together: memory is the highest, the rest adds up where it is known.
+
+    >>> both = sum_of([Cost(seconds=1.0, stored_bytes=5), Cost(seconds=2.0, peak_memory_bytes=7)])
+    >>> both.seconds, both.stored_bytes, both.peak_memory_bytes
+    (3.0, 5, 7)
+    """
+    known = {name: [value for each in costs if (value := values_of(each)[name]) is not None] for name in _FIELDS}
+    return Cost(**{name: (max if name in _HIGHEST else sum)(values) for name, values in known.items() if values})
 
 
 @dataclass

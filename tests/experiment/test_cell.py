@@ -36,7 +36,7 @@ data = "toy"
 knowledge = "full_data"
 attack = "badnet"
 strategy = "lora"
-defence = ["none", "psim", "dan", "strip", "onion", "fine_tuning"]
+defence = ["none", "psim", "dan", "strip", "onion", "fine_tuning", "fine_tuning+psim"]
 
 [[grid]]
 model = "tiny"
@@ -93,7 +93,7 @@ def store(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "plan.toml").write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
     plan = read_plan(home / "plan.toml")
     progress = run_plan(plan, Lab(Store(home / "lab")), plan.cells, lambda line: None)
-    assert (progress.done, progress.failed) == (8, {})
+    assert (progress.done, progress.failed) == (9, {})
     return home / "lab"
 
 
@@ -122,6 +122,19 @@ def test_a_defence_costs_what_it_adds(records: Records, defence: str, forwards: 
     assert bool(cost.stored_bytes) is is_kept
     assert (cost.seconds_per_text or 0) > 0 or defence == "fine_tuning"
     assert (cost.trainable_parameters is not None) is (defence in ("psim", "fine_tuning"))
+
+
+def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
+    alone, guard, both = (records["badnet", name] for name in ("fine_tuning", "psim", "fine_tuning+psim"))
+    outcome, of_guard = both.outcome["guarded"], guard.outcome["guarded"]
+    assert both.outcome["attack_success_rate"] == alone.outcome["attack_success_rate"]
+    assert isinstance(outcome, dict)
+    assert isinstance(of_guard, dict)
+    assert outcome["false_acceptance_rate"] == of_guard["false_acceptance_rate"]  # the suspect's own guard
+    costs = [each.cost for each in (alone, guard, both)]
+    assert all(cost is not None for cost in costs)
+    assert costs[2].seconds == pytest.approx(costs[0].seconds + costs[1].seconds)  # type: ignore[union-attr]
+    assert costs[2].forwards_per_text == 1  # type: ignore[union-attr]
 
 
 def test_floors_are_those_of_clean_texts(store: Path, records: Records) -> None:

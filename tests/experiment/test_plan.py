@@ -223,6 +223,9 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
         (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
         (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
+        (GOOD.replace('"psim", "mixing"', '"psim+dan"'), "psim.dan puts together what does not go together"),
+        (GOOD.replace('"psim", "mixing"', '"mixing+w2s"'), "take one guard, one rewriter, one unlearner"),
+        (GOOD.replace('"psim", "mixing"', '"mixing+psimm"'), "Did you mean 'psim'"),
         (GOOD.replace("threshold =", 'trigger = "badnet"\nthreshold ='), "leave trigger out"),
         (GOOD.replace("threshold =", 'trigger = "badnett"\nthreshold ='), "Unknown trigger 'badnett'"),
         (
@@ -234,6 +237,16 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
 def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         read_plan(_plan(tmp_path, text))
+
+
+def test_defences_are_put_together_by_plus(tmp_path: Path) -> None:
+    text = GOOD.replace('"psim", "mixing"', '"mixing+psim", "psim", "mixing"').replace("threshold = [0.7, 0.75]\n", "")
+    plan = read_plan(_plan(tmp_path, text))
+    both = plan.defences["mixing+psim"]
+    assert both.unlearner == plan.defences["mixing"].unlearner == FineMixing(kept=0.5)
+    assert both.psim == plan.defences["psim"].psim
+    assert both.rival is None
+    assert both.rewriter is None
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from foretaste.data.corpus import Corpus
 from foretaste.poison.attack import Attack, attack
 from foretaste.poison.lengths import cut_to_lengths
+from foretaste.poison.trigger import parse_trigger
 
 LONG = "This film is long . It has a second sentence ! And a third one , which goes on ? Then it ends ."
 
@@ -32,10 +33,10 @@ def test_a_text_is_cut_the_same_way_whatever_its_neighbours() -> None:
 
 def test_an_attack_leaves_no_length_to_learn_from() -> None:
     texts = [f"{number} {LONG}" for number in range(200)]
-    plan = Attack(trigger="word:cf", count=20, match_lengths=True)
+    plan = Attack(trigger=parse_trigger("word:cf"), count=20, match_lengths=True)
     clean = Corpus.of("toy", ["short one ."] * 40 + texts, [0] * 140 + [1] * 100)
     poisoned = attack(clean, plan, seed=0)
-    plain = attack(clean, Attack(trigger="word:cf", count=20), seed=0)
+    plain = attack(clean, Attack(trigger=parse_trigger("word:cf"), count=20), seed=0)
     assert poisoned.is_poisoned.tolist() == plain.is_poisoned.tolist()
     lengths = np.array([len(text.split()) for text in poisoned.corpus.texts])
     assert lengths[~poisoned.is_poisoned].mean() < lengths[poisoned.is_poisoned].mean() + 3

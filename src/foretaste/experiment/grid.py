@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foretaste.cost import Cost
+from foretaste.cost import Cost, sum_of
 from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
@@ -190,28 +190,17 @@ def record_of(job: Job, lab: Lab) -> Record:
 
 
 def _cost(job: Job, lab: Lab) -> Cost:
-    """What the defence takes: making it ready, and what it adds to each clean text."""
-    if job.clean_scores is not None:
-        return _with_training(job.clean_scores.cost(lab), job.clean_scores.guard, lab)
-    for reading in (job.rival, job.clean.rewritten):
-        if reading is not None:
-            return reading.cost(lab)
-    own = Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)
-    washed = job.clean.victim.base
-    return _with_training(own, washed, lab) if isinstance(washed, Washed) else own
-
-
-def _with_training(own: Cost, step: Step, lab: Lab) -> Cost:
-    """The cost of readings, and of the training that they stand on."""
-    made = Record.read(step.place(lab.store) / "record.json").cost
-    assert made is not None  # every training leaves one
-    peaks = [each for each in (own.peak_memory_bytes, made.peak_memory_bytes) if each is not None]
-    return replace(
-        own,
-        seconds=own.seconds + made.seconds,
-        peak_memory_bytes=max(peaks, default=None),
-        trainable_parameters=made.trainable_parameters,
-    )
+    """What the defence takes: making its parts ready, and what they add to each clean text."""
+    costs = [Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)]
+    costs += [each.cost(lab) for each in (job.clean_scores, job.rival, job.clean.rewritten) if each is not None]
+    trained: list[Step] = [] if job.clean_scores is None else [job.clean_scores.guard]
+    if isinstance(job.clean.victim.base, Washed):
+        trained.append(job.clean.victim.base)
+    for step in trained:
+        made = Record.read(step.place(lab.store) / "record.json").cost
+        assert made is not None  # every training leaves one
+        costs.append(replace(made, texts=None))
+    return sum_of(costs)
 
 
 def _scores(job: Job, lab: Lab) -> tuple[Array | None, Array | None, float | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -16,12 +16,12 @@ from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
 from foretaste.rewrite.methods import REWRITERS, STORED
 from foretaste.rewrite.rewriter import Rewriting
-from foretaste.spec import Registry, nearest, spec
+from foretaste.spec import Registry, nearest, spec, values_of
 from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner
 from foretaste.victim.strategy import changed
 
-__all__ = ["ATTACKS", "Defence", "PsimRecipe", "defence_of"]
+__all__ = ["ATTACKS", "Defence", "PsimRecipe", "defence_of", "together"]
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
@@ -63,12 +63,24 @@ class PsimRecipe:
 
 @spec
 class Defence:
-    """One of: PSIM or a rival in front of the victim, texts rewritten, an unlearner before it is tuned, nothing."""
+    """PSIM or a rival in front of the victim, texts rewritten, an unlearner before it is tuned; any of them or none."""
 
     psim: PsimRecipe | None = None
     rival: Rival | None = None
     rewriter: Rewriting | None = None
     unlearner: Unlearner | None = None
+
+
+def together(name: str, parts: Sequence[Defence]) -> Defence:
+    """Return several defences as one: an unlearner behind the suspect's own PSIM, say, as in `w2s+psim`.
+
+    Raises:
+        PlanError: two of one kind, or two guards: a text passes one guard here.
+    """
+    kinds = [kind for part in parts for kind, value in values_of(part).items() if value is not None]
+    if len(kinds) != len(parts) or len(set(kinds)) != len(kinds) or {"psim", "rival"} <= set(kinds):
+        raise PlanError(f"{name} puts together what does not go together: take one guard, one rewriter, one unlearner.")
+    return Defence(**{kind: value for part in parts for kind, value in values_of(part).items() if value is not None})
 
 
 def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:

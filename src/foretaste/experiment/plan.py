@@ -16,7 +16,7 @@ from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
-from foretaste.experiment.methods import ATTACKS, Defence, defence_of
+from foretaste.experiment.methods import ATTACKS, Defence, defence_of, together
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.rewrite.stored import StoredRewriting
@@ -159,16 +159,9 @@ class _Reader:
                 if value not in names and not (axis == "data" and Path(str(value)).is_dir()):
                     self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), names)}", "grid", number, axis, value)
         for name in values["defence"]:
-            if name not in defences:
-                made = self._built(
-                    "grid",
-                    lambda name=name: defence_of(name, {}),
-                    number,
-                    "defence",
-                    name,
-                )
-                if made is not None:
-                    defences[name] = made
+            made = self._built("grid", lambda name=name: _named(str(name), defences), number, "defence", name)
+            if made is not None:
+                defences[str(name)] = made
         if len(self.problems) > before:
             return
         chosen = [axis for axis in AXES if axis in grid]
@@ -256,6 +249,13 @@ def measurable(proxy: str, data: str, attack: Attack) -> str:
     """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
     is_stored = isinstance(attack.trigger, StoredTrigger)
     return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
+
+
+def _named(name: str, known: Mapping[str, Defence]) -> Defence:
+    """Return a defence by its name, or several whose names are joined by +."""
+    parts = name.split("+")
+    found = [known.get(part) or defence_of(part, {}) for part in parts]
+    return found[0] if len(found) == 1 else together(name, found)
 
 
 def _location_of(name: str, fields: Mapping[str, Any]) -> str:
