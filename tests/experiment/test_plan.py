@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +209,8 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace("count = 7", 'style = "dirty-label"\nall_to_all = true'), "no target"),
         (GOOD.replace("word:cf", "file:some.parquet"), "takes no file: trigger"),
         (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
+        (GOOD.replace("table = 1", "figure = 3"), "The figure is a number and perhaps a letter"),
+        (GOOD.replace("table = 1", 'figure = "a3"'), "The figure is a number and perhaps a letter"),
         (GOOD.replace("table = 1", 'beside = { minilm = ["a"] }'), "Write beside"),
         (GOOD.replace("table = 1", 'beside = { minilmm = "bert" }'), "Did you mean 'minilm'"),
         (GOOD.replace("table = 1", 'model = "minilm"'), "tables of its own"),
@@ -261,3 +264,24 @@ def test_every_plan_of_ours_can_be_read(path: Path) -> None:
     plan = read_plan(path)
     assert plan.cells
     assert plan.title
+    if path.stem.startswith(("table", "figure")):
+        kind, number = ("table", plan.table) if path.stem.startswith("table") else ("figure", plan.figure)
+        assert path.stem == f"{kind}{number}"
+
+
+def test_a_defence_says_what_it_is(tmp_path: Path) -> None:
+    defences = read_plan(_plan(tmp_path, GOOD.replace('"mixing"]', '"mixing", "small", "onion", "dan", "small+psim"]'))).defences
+    said = {name: defence.to_json() for name, defence in defences.items()}
+    assert {name: {kind: part["method"] for kind, part in each.items()} for name, each in said.items()} == {
+        "none": {},
+        "psim": {"psim": "psim"},
+        "mixing": {"unlearner": "fine_mixing"},
+        "small": {"unlearner": "w2s"},
+        "onion": {"rewriter": "onion"},
+        "dan": {"rival": "dan"},
+        "small+psim": {"unlearner": "w2s", "psim": "psim"},
+    }
+    assert said["psim"]["psim"]["strategy"]["method"] == Psim().strategy.name
+    assert (said["psim"]["psim"]["view"], said["mixing"]["unlearner"]["kept"]) == ("both", 0.5)
+    assert said["small+psim"]["unlearner"]["strategy"]["rank"] == 4
+    assert json.loads(json.dumps(said)) == said

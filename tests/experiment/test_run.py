@@ -279,6 +279,9 @@ def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(plan: Plan,
     lab = Lab(Store(tmp_path))
     write_sheet(plan, "a", lab, plan.cells)
     before = (tmp_path / "plans" / "a.json").read_bytes()
+    said = json.loads(before)
+    assert (said["figure"], said["strategies"]["lora"]["rank"], said["strategies"]["lora"]["epochs"]) == (None, 8, 1)
+    assert said["defences"]["dan"].keys() == {"rival"}
     gone = replace(plan, models={"tiny": "owner/gone"})
     write_sheet(gone, "a", Lab(Store(tmp_path)), gone.cells)
     assert (tmp_path / "plans" / "a.json").read_bytes() == before

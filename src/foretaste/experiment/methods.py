@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, is_dataclass
 from typing import Any
 
 from foretaste.errors import PlanError
@@ -70,6 +70,13 @@ class Defence:
     rewriter: Rewriting | None = None
     unlearner: Unlearner | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return each part by its kind, with its settings; PSIM's are those without the axes of a cell."""
+        parts = {kind: part for kind, part in values_of(self).items() if part is not None}
+        if self.psim is not None:
+            parts["psim"] = psim_plan(**values_of(self.psim))
+        return {kind: _plain(part) for kind, part in parts.items()}
+
 
 def together(name: str, parts: Sequence[Defence]) -> Defence:
     """Return several defences as one: an unlearner behind the suspect's own PSIM, say, as in `w2s+psim`.
@@ -113,3 +120,13 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     if lacking := set(unlearner.needs) - GIVEN:
         raise PlanError(f"{method} needs {' and '.join(sorted(lacking))}, which a plan does not give.")
     return Defence(unlearner=unlearner)
+
+
+def _plain(value: Any) -> Any:
+    """A spec as a JSON object with the name of its method, and so the specs in it."""
+    if is_dataclass(value):
+        named = {"method": getattr(value, "name", type(value).__name__.lower())}
+        return named | {name: _plain(part) for name, part in values_of(value).items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)

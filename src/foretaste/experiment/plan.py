@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from foretaste.victim.strategy import STRATEGIES, Strategy
 __all__ = ["Plan", "PlanSettings", "measurable", "read_plan"]
 
 _NEEDED = ("model", "data", "attack", "strategy")
-_TOP = {"title", "table", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
+_TOP = {"title", "table", "figure", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
 _DATA = ("toy", *NAMED_SETS)
 
 
@@ -49,12 +50,14 @@ class PlanSettings:
 class Plan:
     """Cells in the plan's order, each once, and what their names mean.
 
-    `table` is the paper's that they stand beside, `beside` which of its models each of ours stands beside.
+    `table` is the paper's that they stand beside, `beside` which of its models each of ours stands beside; `figure` is
+    the paper's that they are drawn as.
     """
 
     title: str
     cells: tuple[Cell, ...]
     table: int | None = None
+    figure: str | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
     settings: PlanSettings = field(default_factory=PlanSettings)
     models: Mapping[str, str] = field(default_factory=dict)
@@ -118,6 +121,9 @@ class _Reader:
             self._wrong("A plan has a title.", key="title")
         if not isinstance(content.get("table", 0), int):
             self._wrong("The table is a number, as in table = 1.", key="table")
+        figure = content.get("figure", "1")
+        if not isinstance(figure, str) or not re.fullmatch(r"[1-9][0-9]?[a-z]?", figure):
+            self._wrong('The figure is a number and perhaps a letter, as in figure = "3a".', key="figure")
         beside = content.get("beside", {})
         if not isinstance(beside, dict) or not all(isinstance(value, str) for value in beside.values()):
             self._wrong('Write beside = { minilm = "bert-large" }.', key="beside")
@@ -129,6 +135,7 @@ class _Reader:
             title=str(content.get("title")),
             cells=tuple(cells),
             table=content.get("table"),
+            figure=content.get("figure"),
             beside=beside,
             settings=settings,
             models=models,

@@ -18,6 +18,7 @@ from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Rewritten
 from foretaste.files import write_json
 from foretaste.record import Record
+from foretaste.spec import values_of
 
 __all__ = ["Forecast", "Progress", "forecast", "run_plan", "write_sheet"]
 
@@ -97,7 +98,20 @@ def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
             if not _lacking(job):
                 known[str(cell)] = job.key
     sheet = [{**asdict(cell), "key": known.get(str(cell), "")} for cell in plan.cells]
-    write_json(path, {"title": plan.title, "table": plan.table, "beside": dict(plan.beside), "cells": sheet})
+    used = {cell.defence for cell in plan.cells}
+    content = {
+        "title": plan.title,
+        "table": plan.table,
+        "figure": plan.figure,
+        "beside": dict(plan.beside),
+        "strategies": {
+            each: {**values_of(tuning), **values_of(strategy), "method": strategy.name}
+            for each, (strategy, tuning) in sorted(plan.strategies.items())
+        },
+        "defences": {each: plan.defences[each].to_json() for each in sorted(used)},
+        "cells": sheet,
+    }
+    write_json(path, content)
 
 
 def _keys_in(path: Path) -> dict[str, str]:
