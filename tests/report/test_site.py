@@ -57,20 +57,20 @@ def test_ours_stand_beside_the_printed_values(store: Path) -> None:
     records = {path.stem: Record.read(path) for path in (store / "cells").glob("*.json")}
     (group,) = groups_of(sheet, records)
     assert group.strategies == ["lora", "p_tuning_v1"]
-    rows = {(attack, label): entries for attack, label, entries in group.rows}
+    rows = {(row.attack, row.label): row.entries for row in group.rows}
     attacked, never_run = rows["badnet", "none"]
     assert attacked is not None
-    assert attacked.clean_accuracy is not None
-    assert attacked.clean_accuracy.mean == pytest.approx(0.9)
-    assert attacked.clean_accuracy.low == 0.88
-    assert (attacked.seeds, attacked.wanted) == (2, 3)
-    assert attacked.printed == (0.92, 0.997, False)  # table 1: 92.00, 99.70
+    assert attacked.clean_accuracy.ours is not None
+    assert attacked.clean_accuracy.ours.mean == pytest.approx(0.9)
+    assert attacked.clean_accuracy.ours.low == 0.88
+    assert (attacked.seeds, attacked.wanted, attacked.is_doubtful) == (2, 3, False)
+    assert [share.printed for share in attacked.shares] == [0.92, 0.997]  # table 1: 92.00, 99.70
     assert never_run is not None
-    assert (never_run.seeds, never_run.clean_accuracy) == (0, None)
+    assert (never_run.seeds, never_run.clean_accuracy.ours) == (0, None)
     behind, no_cell = rows["badnet", "psim"]
     assert behind is not None
-    assert behind.attack_success_rate is not None
-    assert behind.attack_success_rate.mean == 0.01  # behind the guard, not without it
+    assert behind.attack_success_rate.ours is not None
+    assert behind.attack_success_rate.ours.mean == 0.01  # behind the guard, not without it
     assert no_cell is None
 
 
@@ -81,17 +81,23 @@ def test_the_site_needs_no_torch_and_is_the_same_twice(store: Path, tmp_path: Pa
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     write_site(store, tmp_path / "two")
-    for path in sorted((tmp_path / "one").iterdir()):
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    written = sorted(path for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert written
+    for path in written:
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
 
 
 def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     files = {path.name: path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site")}
-    assert set(files) == {"index.html", "cells.csv", "table1.html", "table1.csv", "table1.tex"}
+    own = {"table1.html", "table1.csv", "table1.tex", "summary-1.csv"}
+    assert set(files) == {"index.html", "results.md", "cells.csv", "targets.csv", *own}
     page = files["table1.html"]
     assert "One &amp; &lt;two&gt;" in page
     assert "4 of 8 cells were run" in page
-    assert "2 of 3 seeds" in page
+    assert "seeds 0 1 of 3" in page
+    assert "this store keeps records alone" in page
+    assert page.count("<svg") == 1
+    assert "<script" not in page
     assert "(92.00) -2.0" in page
     lines = list(csv.DictReader(files["table1.csv"].splitlines()))
     psim = next(line for line in lines if line["row"] == "psim")
@@ -99,6 +105,11 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     assert psim["attack_success_rate_difference"] == "-6.9"
     assert r"badnet & psim & 87.00 & 1.00 & -- & -- \\" in files["table1.tex"]
     assert "p\\_tuning\\_v1" in files["table1.tex"]
+    assert "| badnet | none | 90.0 / 99.0<br>" in files["results.md"]
+    assert "(92.00 / 99.70) -2.0 / -0.7<br>2 of 3 seeds | – / –<br>(" in files["results.md"]
+    assert "## One & two" not in files["results.md"]
+    assert r"## One & \<two\>" in files["results.md"]
+    assert "| badnet | table1 | 1.0 (1.45) | 1 |" in files["results.md"]
     cells = list(csv.DictReader(files["cells.csv"].splitlines()))
     assert len(cells) == 4
     assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}

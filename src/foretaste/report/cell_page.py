@@ -13,7 +13,7 @@ from foretaste.experiment.store import load_arrays
 from foretaste.record import Record
 from foretaste.report.page import Report, render, software_facts
 
-__all__ = ["cell_page"]
+__all__ = ["arrays_of", "cell_page"]
 
 Array = NDArray[Any]
 
@@ -25,7 +25,7 @@ def cell_page(store: Path, record: Record) -> str | None:
         DataError: answers or scores that contradict the record.
     """
     parts: Any = record.settings.get("parts") or {}
-    clean, triggered = (_arrays(store, "answers", parts.get(name)) for name in ("clean", "triggered"))
+    clean, triggered = (arrays_of(store, "answers", parts.get(name)) for name in ("clean", "triggered"))
     if clean is None or triggered is None:
         return None
     outcome = Outcome.from_json(record.outcome)
@@ -59,13 +59,14 @@ def cell_page(store: Path, record: Record) -> str | None:
 
 def _scores(store: Path, parts: Mapping[str, str]) -> tuple[Array, Array] | None:
     """Scores of clean and of triggered texts, by PSIM or by a rival; None where they were not kept."""
-    rival = _arrays(store, "rivals", parts.get("rival"))
+    rival = arrays_of(store, "rivals", parts.get("rival"))
     if rival is not None:
         return rival["clean"], rival["triggered"]
-    clean, triggered = (_arrays(store, "scores", parts.get(f"{name}_scores")) for name in ("clean", "triggered"))
+    clean, triggered = (arrays_of(store, "scores", parts.get(f"{name}_scores")) for name in ("clean", "triggered"))
     return None if clean is None or triggered is None else (clean["scores"], triggered["scores"])
 
 
-def _arrays(store: Path, kind: str, key: str | None) -> dict[str, Array] | None:
+def arrays_of(store: Path, kind: str, key: str | None) -> dict[str, Array] | None:
+    """Return what a store keeps of answers or scores, None where it does not."""
     path = Path(store) / kind / f"{key}.npz"
     return load_arrays(path) if key is not None and path.is_file() else None

@@ -11,13 +11,16 @@ from typing import Any
 from foretaste.errors import DataError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.record import Record
+from foretaste.report.costs import COSTS
 from foretaste.spec import build, values_of
 
 __all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
 
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+FLOORS = ("other_classes", "same_length")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc", "threshold")
-COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD)
+COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
+           *(f"floor_{name}" for name in FLOORS), *COSTS)  # fmt: skip
 
 
 def read_cells(store: Path) -> dict[str, Record]:
@@ -64,6 +67,9 @@ def as_csv(records: Mapping[str, Record]) -> str:
     writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for key, record in records.items():
-        row = {"key": key, **values_of(cell_of(record)), **shown(record)}
+        cost = {name: None if record.cost is None else getattr(record.cost, name) for name in COSTS}
+        floors: Any = record.outcome.get("floors") or {}
+        row = {"key": key, **values_of(cell_of(record)), **shown(record), **cost}
+        row |= {f"floor_{name}": floors.get(name) for name in FLOORS}
         writer.writerow({name: "" if value is None else value for name, value in row.items()})
     return stream.getvalue()

@@ -33,16 +33,21 @@ __all__ = ["Comparison", "Panel", "Row", "comparison_chart", "write_comparison"]
 
 LONGEST_LABEL = 30
 PER_ROW, MARGIN = 30, 34  # points of the chart's height
+MARKS = ((CLEAN, "o", "kept"), (POISONED, "D", "left"))  # told apart without colours, too
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method: what it keeps (`kept`, a clean accuracy), what is left of an attack (`left`), and all its `cells`."""
+    """A method: what it keeps (`kept`, a clean accuracy), what is left of an attack (`left`), and all its `cells`.
+
+    `printed` is what a paper prints for the two.
+    """
 
     name: str
     kept: Spread | None
     left: Spread | None
-    cells: Sequence[Spread | str | None]
+    cells: Sequence[Spread | str | None] = ()
+    printed: tuple[float | None, float | None] = (None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +91,14 @@ def comparison_chart(panel: Panel, name: str) -> str:
         for at, row in enumerate(rows):
             axes.barh(at, 1, height=0.3, color=SHADE)
             said = []
-            for spread, colour, what in ((row.kept, CLEAN, "kept"), (row.left, POISONED, "left")):
+            for spread, printed, (colour, mark, what) in zip((row.kept, row.left), row.printed, MARKS, strict=True):
+                if printed is not None:
+                    axes.plot([printed, printed], [at - 0.22, at + 0.22], color=colour, linewidth=1.6, clip_on=False)
+                    said.append(f"{what} {per_cent(printed)} in print")
                 if spread is None:
                     continue
                 axes.plot([spread.low, spread.high], [at, at], color=colour, linewidth=3, solid_capstyle="round")
-                axes.plot([spread.mean], [at], "o", color=colour, markersize=7, clip_on=False)
+                axes.plot([spread.mean], [at], mark, color=colour, markersize=7 if mark == "o" else 6, clip_on=False)
                 said.append(f"{what} {per_cent(spread.mean)}")
             label = plain(row.name, LONGEST_LABEL)
             axes.text(0, at - 0.24, label, va="bottom", color=MUTED)

@@ -23,6 +23,7 @@ from foretaste.record import Record
 from foretaste.report import chart
 from foretaste.report.canvas import per_cent
 from foretaste.report.excerpt import cut_out
+from foretaste.report.share import points
 from foretaste.report.verdict import judge, natural_rate
 
 __all__ = ["Report", "Sample", "Shared", "environment", "render", "software_facts", "write_report"]
@@ -144,7 +145,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"percent": per_cent, "plain": plain, "visible": visible, "score": print_score}
-    made.filters |= {"between": _between, "counted": _counted}
+    made.filters |= {"between": _between, "counted": _counted, "points": points}
     return made
 
 

@@ -3,57 +3,85 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foretaste.errors import DataError
+from foretaste.evaluate.interval import Interval, wilson
 from foretaste.evaluate.spread import Spread
 from foretaste.experiment.cell import AXES
 from foretaste.record import Record
-from foretaste.report.printed import Printed, printed_value
+from foretaste.report.printed import printed_value
+from foretaste.report.share import Share
 
-__all__ = ["Entry", "Group", "Sheet", "groups_of", "read_sheets"]
+__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "behind", "groups_of", "read_sheets", "share_of"]
 
 _ROWS = ("attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
+RATES = ("clean_accuracy", "attack_success_rate")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a plan asked for: its cells by their axes, each with the key of its record, which may not be there yet."""
+    """What a plan asked for: its cells by their axes, each with the key of its record, which may not be there yet.
+
+    `strategies` and `defences` are the fields that the plan's names stand for.
+    """
 
     name: str
     title: str
     table: int | None
     beside: Mapping[str, str]
     cells: Sequence[Mapping[str, Any]]
+    figure: str | None = None
+    strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    defences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of a table over `seeds` of `wanted` seeds, and what is printed; None: not run, or nothing printed.
+    """A cell of a table over `seeds` of `wanted` seeds; `is_doubtful`: its printed values may be misread.
 
     `keys` are the seeds that were run, with the keys of their records.
     """
 
-    clean_accuracy: Spread | None
-    attack_success_rate: Spread | None
+    clean_accuracy: Share
+    attack_success_rate: Share
     seeds: int
     wanted: int
-    printed: Printed | None
+    is_doubtful: bool = False
     keys: Sequence[tuple[int, str]] = ()
+
+    @property
+    def shares(self) -> tuple[Share, Share]:
+        """CA and ASR."""
+        return self.clean_accuracy, self.attack_success_rate
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: an entry per strategy, None where the plan has no such cell.
+
+    `attack` names the texts, too, where they have another trigger than the attack's; `is_attacked`: there is an ASR.
+    """
+
+    attack: str
+    label: str
+    defence: str
+    is_attacked: bool
+    entries: Sequence[Entry | None]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A table of its own: one model, data set and kind of knowledge; `rows` are labels with an entry per strategy."""
+    """A table of its own: one model, data set and kind of knowledge."""
 
     heading: str
     model: str
     beside: str | None
     strategies: Sequence[str]
-    rows: Sequence[tuple[str, str, Sequence[Entry | None]]]
+    rows: Sequence[Row]
 
 
 def read_sheets(store: Path) -> list[Sheet]:
@@ -67,7 +95,9 @@ def read_sheets(store: Path) -> list[Sheet]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             cells = [{axis: cell.get(axis) for axis in AXES} | {"key": cell["key"]} for cell in content["cells"]]
-            found.append(Sheet(path.stem, content["title"], content["table"], content["beside"], cells))
+            meanings = {name: content.get(name, {}) for name in ("strategies", "defences")}
+            more = {"figure": content.get("figure"), **meanings}  # older sheets have none of them
+            found.append(Sheet(path.stem, content["title"], content["table"], content["beside"], cells, **more))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} was not written by `foretaste run`: {error!r}.") from None
     if not found:
@@ -90,46 +120,61 @@ def _group(
     strategies = list(dict.fromkeys(cell["strategy"] for cell in cells))
     rows: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
     for cell in cells:
-        rows.setdefault(tuple(cell[name] for name in _ROWS), {}).setdefault(cell["strategy"], []).append(cell)
+        rows.setdefault(tuple(cell.get(name) for name in _ROWS), {}).setdefault(cell["strategy"], []).append(cell)
     beside = sheet.beside.get(model)
-    laid = [
-        (
-            key[0] if key[1] is None else f"{key[0]}, tested with {key[1]}",
-            _label(key),
-            [_entry(sheet, beside, row[name], records) if name in row else None for name in strategies],
+    attacks = list(dict.fromkeys(key[:2] for key in rows))
+    laid = [  # all defences against an attack together, whichever grids of the plan they are from
+        _row(
+            key, [_entry(sheet, beside, rows[key][name], records) if name in rows[key] else None for name in strategies]
         )
-        for key, row in rows.items()
+        for key in sorted(rows, key=lambda key: attacks.index(key[:2]))
     ]
     heading = f"{data}, {knowledge.replace('_', ' ')} knowledge, {model}"
     return Group(heading, model, beside, strategies, laid)
 
 
-def _entry(
-    sheet: Sheet, beside: str | None, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]
-) -> Entry:
-    found = list(_outcomes(cells, records))
-    printed = None if sheet.table is None or beside is None else printed_value(sheet.table, beside, cells[0])
-    return Entry(
-        Spread.of([each.get("clean_accuracy") for each in found]),
-        Spread.of([each.get("attack_success_rate") for each in found]),
-        len(found),
-        len(cells),
-        printed,
-        [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records],
-    )
-
-
-def _outcomes(cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]) -> Iterator[Mapping[str, Any]]:
-    """Yield the rates of the cells that were run, behind the guard if there is one."""
-    for cell in cells:
-        if cell["key"] in records:
-            outcome: Any = records[cell["key"]].outcome
-            yield {**outcome, **(outcome.get("guarded") or {})}
-
-
-def _label(key: tuple[Any, ...]) -> str:
-    _, _, defence, strategy, rate, threshold = key
+def _row(key: tuple[Any, ...], entries: Sequence[Entry | None]) -> Row:
+    attack, trigger, defence, strategy, rate, threshold = key
     more = [] if strategy is None else [str(strategy)]
     more += [] if rate is None else [f"reset {rate:.0%}"]
     more += [] if threshold is None else [f"threshold {threshold:g}"]
-    return defence if not more else f"{defence} ({', '.join(more)})"
+    label = f"{defence} ({', '.join(more)})" if more else defence
+    named = attack if trigger is None else f"{attack}, tested with {trigger}"
+    return Row(named, label, defence, attack != "none" or trigger is not None, entries)
+
+
+def _entry(
+    sheet: Sheet, beside: str | None, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]
+) -> Entry:
+    found = [records[cell["key"]] for cell in cells if cell["key"] in records]
+    printed = None if sheet.table is None or beside is None else printed_value(sheet.table, beside, cells[0])
+    clean, attack = (share_of(found, rate, None if printed is None else getattr(printed, rate)) for rate in RATES)
+    keys = [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records]
+    return Entry(clean, attack, len(found), len(cells), printed is not None and printed.is_doubtful, keys)
+
+
+def share_of(
+    records: Sequence[Record], rate: str, printed: float | None = None, *, is_undefended: bool = False
+) -> Share:
+    """Return a rate over records, behind the guard where there is one; `is_undefended`: of the victim alone."""
+    found = [(record, record.outcome if is_undefended else behind(record)) for record in records]
+    known = [(record, outcome) for record, outcome in found if outcome.get(rate) is not None]
+    values: list[Any] = [outcome[rate] for _, outcome in known]
+    return Share(Spread.of(values), printed, _interval(*known[0], rate) if len(known) == 1 else None)
+
+
+def _interval(record: Record, outcome: Mapping[str, Any], rate: str) -> Interval | None:
+    """The 95 % interval of a rate, as the record has it or from the size of its test set."""
+    if "intervals" in outcome:
+        kept = outcome["intervals"][rate]
+        return Interval(kept["low"], kept["high"])
+    if rate != "clean_accuracy" or not record.data:
+        return None
+    rows = record.data[0].rows
+    return wilson(round(outcome[rate] * rows), rows)
+
+
+def behind(record: Record) -> Mapping[str, Any]:
+    """Return the rates of a cell, behind the guard if there is one."""
+    outcome: Any = record.outcome
+    return {**outcome, **(outcome.get("guarded") or {})}

@@ -1,0 +1,72 @@
+"""What each defence takes: the mean over a table's cells, and what the paper's Table 14 says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+from foretaste.record import Record
+from foretaste.report.listing import Amount, Listing, Value
+from foretaste.report.printed import RESOURCES
+from foretaste.report.tables import Group
+
+__all__ = ["COSTS", "costs_of"]
+
+CAPTION = (
+    "What a defence takes, the mean over the cells of this table: making it ready (training, calibrating, washing, "
+    "fitting), then what it adds to the victim per text; what is kept beside the victim; the largest resident size of "
+    "the process that made it."
+)
+MEGA = 1_000_000
+# A field of a cell's cost, its column, and how a mean is printed.
+COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "seconds": ("Making ready, s", lambda value: f"{value:,.1f}"),
+    "seconds_per_text": ("Per text, ms", lambda value: f"{1000 * value:,.1f}"),
+    "forwards_per_text": ("Model passes per text", lambda value: f"{value:.3g}"),
+    "stored_bytes": ("Stored, MB", lambda value: f"{value / MEGA:,.1f}"),
+    "peak_memory_bytes": ("Peak memory, MB", lambda value: f"{value / MEGA:,.0f}"),
+    "trainable_parameters": ("Trained parameters", lambda value: f"{value:,.0f}"),
+}
+PRINTED = ("Extra module", "Graphics memory", "Storage")
+
+
+def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_printed: bool = False) -> Listing | None:
+    """Return a line per defence, beside it what is printed (`is_printed`); None where no cell says what it took.
+
+    Printed defences that the table lacks have a line, too.
+    """
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for row in group.rows:
+        own = cells.setdefault((row.defence, row.label), [])
+        own += [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
+    if not is_printed and all(record.cost is None for own in cells.values() for record in own):
+        return None
+    rows: list[Sequence[Value]] = []
+    for (defence, label), own in cells.items():
+        if defence != "none":
+            rows.append((label, *_means(own), *(_said(defence) if is_printed else ()), Amount(len(own), str(len(own)))))
+    if is_printed:
+        known = {_plain(defence) for defence, _ in cells}
+        rows += [(each, *(None,) * len(COSTS), *_said(each), None) for each in RESOURCES if each not in known]
+    caption = CAPTION + (" In words what the paper says of it." if is_printed else "")
+    columns = ("Defence", *(column for column, _ in COSTS.values()), *(PRINTED if is_printed else ()), "Cells")
+    return Listing(name, "Cost", caption, columns, rows)
+
+
+def _means(records: Sequence[Record]) -> list[Value]:
+    found: list[Value] = []
+    for field, (_, show) in COSTS.items():
+        known = [
+            value for each in records if each.cost is not None and (value := getattr(each.cost, field)) is not None
+        ]
+        found.append(Amount(fmean(known), show(fmean(known))) if known else None)
+    return found
+
+
+def _said(defence: str) -> list[str | None]:
+    said = RESOURCES.get(_plain(defence))
+    return [None] * len(PRINTED) if said is None else ["yes" if each else "no" for each in said]
+
+
+def _plain(defence: str) -> str:
+    return "psim" if defence.startswith("psim") else defence

@@ -1,0 +1,77 @@
+"""A plan's page: its tables and figures, from records, from what the plan asked for and from what a store keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from foretaste.record import Record
+from foretaste.report.certainty import certainty_of
+from foretaste.report.costs import costs_of
+from foretaste.report.figure import line_chart, plots_of
+from foretaste.report.listing import Listing
+from foretaste.report.summary import charts_of, summary_of
+from foretaste.report.tables import Group, Sheet, groups_of
+
+__all__ = ["Page", "Section", "page_of"]
+
+CONFIDENCE_TABLE, COST_TABLE = 12, 14
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """One model, data set and kind of knowledge: its table, in short (`summary`, `charts` by attack), what it took."""
+
+    group: Group
+    charts: Mapping[str, str]
+    summary: Listing | None
+    cost: Listing | None
+
+    @property
+    def listings(self) -> tuple[Listing, ...]:
+        """The tables beside the one of all entries."""
+        return tuple(each for each in (self.summary, self.cost) if each is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """A plan's page: its tables and figures, how many of its cells were run, and which of them have a page."""
+
+    sheet: Sheet
+    sections: Sequence[Section]
+    plots: Sequence[tuple[str, str]]
+    certainty: Listing | None
+    done: int
+    shown: frozenset[str] = frozenset()
+
+    @property
+    def is_about_cost(self) -> bool:
+        """True if what defences take is what the plan is for."""
+        return self.sheet.table == COST_TABLE
+
+    @property
+    def listings(self) -> tuple[Listing, ...]:
+        """All tables beside those of all entries."""
+        own = () if self.certainty is None else (self.certainty,)
+        return (*own, *(listing for section in self.sections for listing in section.listings))
+
+
+def page_of(sheet: Sheet, records: Mapping[str, Record], store: Path, shown: frozenset[str]) -> Page:
+    """Lay a plan's page out; `records` are those there are, by key, `shown` the keys of cells that have a page."""
+    done = sum(cell["key"] in records for cell in sheet.cells)
+    plots = plots_of(sheet, records)
+    drawn = [(plot.caption, Markup(line_chart(plot, f"plot-{number}"))) for number, plot in enumerate(plots)]
+    is_figure = sheet.figure is not None
+    sections = []
+    for number, group in enumerate(groups_of(sheet, records), 1):
+        charts = {} if is_figure and plots else charts_of(group, f"chart-{number}", is_by_strategy=is_figure)
+        # Over the values that a figure varies, a mean says nothing; over one strategy, nothing new.
+        is_summed = not is_figure and len(group.strategies) > 1
+        cost = costs_of(group, records, f"cost-{number}", is_printed=sheet.table == COST_TABLE)
+        summary = summary_of(group, f"summary-{number}") if is_summed else None
+        sections.append(Section(group, {attack: Markup(svg) for attack, svg in charts.items()}, summary, cost))
+    certainty = certainty_of(sheet, records, store, "confidence") if sheet.table == CONFIDENCE_TABLE else None
+    return Page(sheet, sections, drawn, certainty, done, shown)

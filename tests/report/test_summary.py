@@ -1,0 +1,61 @@
+"""Means over strategies: by hand, beside the printed mean of the same strategies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from tests.report.conftest import cell_at, rates, write_store
+
+from foretaste.report.share import Share
+from foretaste.report.summary import charts_of, summary_of
+from foretaste.report.tables import groups_of
+
+
+def test_means_are_over_strategies_not_over_cells(tmp_path: Path) -> None:
+    cells = [
+        (cell_at("badnet", strategy="lora", seed=0), rates(0.9, 1.0)),
+        (cell_at("badnet", strategy="lora", seed=1), rates(0.8, 0.9)),
+        (cell_at("badnet", strategy="full"), rates(0.95, 0.5)),
+        (cell_at("badnet", strategy="p_tuning_v1"), None),
+        (cell_at("badnet", "onion", strategy="lora"), None),
+        (cell_at("none", strategy="lora"), rates(0.7)),
+        (cell_at("badnet", "psim", strategy="lora"), rates(0.9, 1.0, (0.88, 0.01))),
+    ]
+    sheet, records = write_store(tmp_path, cells, table=1, beside={"minilm": "bert-large"})
+    (group,) = groups_of(sheet, records)
+    attacked, rewritten, guarded, sound = summary_of(group, "summary").rows  # all of an attack together
+    assert (attacked[0], attacked[1], attacked[4]) == ("badnet", "none", "2 of 3")
+    clean, attack = attacked[2], attacked[3]
+    assert isinstance(clean, Share)
+    assert isinstance(attack, Share)
+    assert clean.ours is not None
+    assert attack.ours is not None
+    assert clean.ours.mean == pytest.approx((0.85 + 0.95) / 2)
+    assert [attack.ours.mean, attack.ours.low, attack.ours.high] == pytest.approx([0.725, 0.5, 0.95])
+    assert clean.printed == pytest.approx((0.92 + 0.9232) / 2, abs=0.01)  # of LoRA and full alone
+    assert isinstance(rewritten[2], Share)
+    assert rewritten[2].ours is None
+    assert rewritten[2].printed is not None  # what is missing stands beside what is printed
+    assert (guarded[1], sound[0], sound[3]) == ("psim", "none", "")
+    (drawn,) = charts_of(group, "chart").values()
+    said = ElementTree.fromstring(drawn).attrib["aria-label"]
+    assert "none: kept" in said
+    assert "onion" not in said
+    assert "psim: " in said
+    by_strategy = charts_of(group, "chart", is_by_strategy=True)["badnet"]
+    assert "full, none" in ElementTree.fromstring(by_strategy).attrib["aria-label"]
+
+
+def test_of_one_strategy_the_seeds_are_shown_and_of_one_seed_its_interval(tmp_path: Path) -> None:
+    sheet, records = write_store(tmp_path, [(cell_at("none"), rates(0.9))])
+    (group,) = groups_of(sheet, records)
+    share = summary_of(group, "summary").rows[0][2]
+    assert isinstance(share, Share)
+    assert share.range == "95\u202f%: 82.6 to 94.5"  # Wilson, 90 of 100
+    seeds = [(cell_at("none", seed=seed), rates(0.8 + seed / 10)) for seed in range(2)]
+    sheet, records = write_store(tmp_path / "more", seeds)
+    share = summary_of(groups_of(sheet, records)[0], "summary").rows[0][2]
+    assert isinstance(share, Share)
+    assert share.range == "80.0 to 90.0"

@@ -1,0 +1,55 @@
+"""Targets: met, missed, or not to be told, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.report.conftest import cell_at, rates, write_store
+
+from foretaste.experiment.cell import Cell
+from foretaste.report.share import Share
+from foretaste.report.targets import targets_of
+
+Cells = list[tuple[Cell, dict[str, Any] | None]]
+
+
+def _verdicts(store: Path, cells: Cells, table: int | None = 1) -> dict[Any, Any]:
+    sheet, records = write_store(store, cells, table=table)
+    listing = targets_of([sheet], records)
+    return {} if listing is None else {row[0]: row for row in listing.rows}
+
+
+@pytest.mark.parametrize(
+    ("behind", "verdict"),
+    [((0.9, 0.01), "met"), ((0.89, 0.005), "met"), ((0.9, 0.012), "missed"), ((0.88, 0.0), "missed")],
+)
+def test_both_the_rate_and_the_loss_have_to_be_low(tmp_path: Path, behind: tuple[float, float], verdict: str) -> None:
+    cells: Cells = [
+        (cell_at("badnet", "psim", "lora"), rates(0.9, 1.0, behind)),
+        (cell_at("badnet", "psim", "full"), rates(0.9, 1.0, behind)),
+        (cell_at("badnet", "psim", "p_tuning_v1"), None),
+        (cell_at("badnet", "psim_paper", "lora"), rates(0.9, 1.0, (0.1, 1.0))),
+        (cell_at("badnet", "psim", "lora", model="other"), rates(0.9, 1.0, (0.1, 1.0))),
+        (cell_at("badnet", "psim", "lora", threshold=0.6), rates(0.9, 1.0, (0.1, 1.0))),
+    ]
+    row = _verdicts(tmp_path, cells)["badnet"]
+    assert (row[7], row[8]) == ("2 of 3", verdict)
+    rate, loss = row[2], row[5]
+    assert isinstance(rate, Share)
+    assert rate.ours is not None
+    assert rate.ours.mean == pytest.approx(behind[1])
+    assert rate.printed == pytest.approx(0.0145, abs=1e-4)  # the paper's mean
+    assert loss.ours.mean == pytest.approx(0.9 - behind[0])
+    assert _verdicts(tmp_path / "no table", cells, table=None) == {}
+
+
+def test_paraphrases_are_held_against_victims_that_nobody_poisoned(tmp_path: Path) -> None:
+    guarded = (cell_at("synattack", "psim"), rates(0.9, 1.0, (0.89, 0.2)))
+    for floor, verdict in ((0.16, "met"), (0.1, "missed")):
+        sound = (cell_at("none", trigger="synattack"), rates(0.9, floor))
+        row = _verdicts(tmp_path / verdict, [guarded, sound])["synattack"]
+        assert (row[3], row[8]) == ("floor + 5", verdict)
+        assert row[4].ours.mean == floor
+    assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][8] is None  # without a floor nobody can tell
