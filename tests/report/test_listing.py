@@ -35,7 +35,7 @@ def test_latex_and_markdown() -> None:
     assert r"a|b \& <i>" in listing_latex(LISTING)
     head, rule, first, second = listing_markdown(LISTING).splitlines()
     assert (head, rule) == ("| Defence | ASR | Seconds |", "| --- | ---: | ---: |")
-    assert first == "| psim_paper | 90.0 [88.0 to 92.0] (92.50, -2.5) | 1,235 |"
+    assert first == "| psim_paper | 90.0 [88.0–92.0] (92.50, -2.5) | 1,235 |"
     assert second == r"| a\|b & \<i\>\[U+202E\] | – (50.00) | – |"
 
 
@@ -45,8 +45,9 @@ def test_latex_and_markdown() -> None:
         (Share(None), ("", "")),
         (Share(Spread(0.5, 0.5, 0.5), 0.4), ("", "+10.0")),
         (Share(Spread(0.5, 0.5, 0.5), 0.4, is_comparable=False), ("", "")),
-        (Share(Spread(0.5, 0.5, 0.5), interval=Interval(0.4, 0.6)), ("95\u202f%: 40.0 to 60.0", "")),
-        (Share(Spread(0.5, 0.4, 0.6), interval=Interval(0.1, 0.9)), ("40.0 to 60.0", "")),
+        (Share(Spread(0.5, 0.5, 0.5), interval=Interval(0.4, 0.6)), ("95\u202f%: 40.0–60.0", "")),
+        (Share(Spread(0.0, -0.01, 0.01)), ("-1.0 to 1.0", "")),
+        (Share(Spread(0.5, 0.4, 0.6), interval=Interval(0.1, 0.9)), ("40.0–60.0", "")),
     ],
 )
 def test_a_share_says_how_far_it_may_be_off(share: Share, shown: tuple[str, str]) -> None:

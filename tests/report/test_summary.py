@@ -53,9 +53,9 @@ def test_of_one_strategy_the_seeds_are_shown_and_of_one_seed_its_interval(tmp_pa
     (group,) = groups_of(sheet, records)
     share = summary_of(group, "summary").rows[0][2]
     assert isinstance(share, Share)
-    assert share.range == "95\u202f%: 82.6 to 94.5"  # Wilson, 90 of 100
+    assert share.range == "95\u202f%: 82.6–94.5"  # Wilson, 90 of 100
     seeds = [(cell_at("none", seed=seed), rates(0.8 + seed / 10)) for seed in range(2)]
     sheet, records = write_store(tmp_path / "more", seeds)
     share = summary_of(groups_of(sheet, records)[0], "summary").rows[0][2]
     assert isinstance(share, Share)
-    assert share.range == "80.0 to 90.0"
+    assert share.range == "80.0–90.0"

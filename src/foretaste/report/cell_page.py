@@ -34,10 +34,11 @@ def cell_page(store: Path, record: Record) -> str | None:
         return None
     cell: Any = record.settings["cell"]
     names: Any = record.settings["label_names"]
+    texts = f", tested with {cell['trigger']}" if cell.get("trigger") else ""
     axes = {name: str(value) for name, value in cell.items() if value is not None}
     return render(
         Report(
-            title=f"{cell['attack']} on {cell['data']}, {cell['strategy']}, defence {cell['defence']}",
+            title=f"{cell['attack']}{texts} on {cell['data']}, {cell['strategy']}, defence {cell['defence']}",
             outcome=outcome,
             clean_labels=clean["labels"],
             clean_predicted=clean["predicted"],

@@ -100,7 +100,7 @@ def _plots(
             undefended.append(_pair(alone, is_undefended=True))
             defended.append(_pair(behind))
         if any(pair[0] is not None for pair in (*undefended, *defended)):
-            name = " ".join([defence, *(str(each) for each in more if each is not None)]).replace("_", " ")
+            name = " ".join([defence, *(str(each) for each in more if each is not None)])
             yield Plot(_heading(own[0], axis), axis, values, undefended, defended, name)
 
 
@@ -128,8 +128,13 @@ def _fixed(sheet: Sheet, cell: Mapping[str, Any], axis: str) -> tuple[Any, ...]:
 
 
 def _heading(cell: Mapping[str, Any], axis: str) -> str:
-    method = str(cell.get("method", cell["strategy"])).replace("_", " ")
-    return f"{TITLES.get(axis, axis.replace('_', ' '))}, {method}, {cell['attack']} on {cell['data']}, {cell['model']}"
+    title = _title(axis)
+    place = f"{cell.get('method', cell['strategy'])}, {cell['attack']} on {cell['data']}, {cell['model']}"
+    return f"{title[0].upper()}{title[1:]}: {place}"
+
+
+def _title(axis: str) -> str:
+    return TITLES.get(axis, axis.replace("_", " "))
 
 
 def line_chart(plot: Plot, name: str) -> str:
@@ -138,7 +143,7 @@ def line_chart(plot: Plot, name: str) -> str:
     is_log = bool(values.min() > 0 and values.max() / values.min() >= LOG_FROM)
     places = np.log(values) if is_log else values
     step = 0.012 * float(places.max() - places.min())  # so that intervals do not hide each other
-    title = TITLES.get(plot.axis, plot.axis.replace("_", " ")) + (" (log scale)" if is_log else "")
+    title = _title(plot.axis) + (" (log scale)" if is_log else "")
     lines = [
         ("CA", plot.undefended, 0, CLEAN, False),
         ("CA w/D", plot.defended, 0, CLEAN, True),

@@ -39,10 +39,8 @@ class Share:
         if self.ours is None:
             return ""
         if self.ours.low != self.ours.high:
-            return f"{points(self.ours.low)} to {points(self.ours.high)}"
-        return (
-            "" if self.interval is None else f"95\u202f%: {points(self.interval.low)} to {points(self.interval.high)}"
-        )
+            return _between(self.ours.low, self.ours.high)
+        return "" if self.interval is None else f"95\u202f%: {_between(*self.interval)}"
 
 
 def points(share: float, digits: int = 1) -> str:
@@ -52,3 +50,7 @@ def points(share: float, digits: int = 1) -> str:
     ('92.0', '0.0')
     """
     return f"{100 * share:.{digits}f}" if round(100 * share, digits) else f"{0:.{digits}f}"
+
+
+def _between(low: float, high: float) -> str:
+    return f"{points(low)}{' to ' if low < 0 else '–'}{points(high)}"

@@ -49,7 +49,7 @@ def charts_of(group: Group, name: str, *, is_by_strategy: bool = False) -> Mappi
             if clean.ours is None:
                 continue
             printed = [share.printed if share.is_comparable else None for share in (clean, attack)]
-            one = Drawn(label.replace("_", " "), clean.ours, attack.ours, (), (printed[0], printed[1]))
+            one = Drawn(label, clean.ours, attack.ours, (), (printed[0], printed[1]))
             panels.setdefault(row.attack, []).append(one)
     return {
         attack: comparison_chart(Panel(heading=attack, caption="", rows=rows), f"{name}-{number}")
