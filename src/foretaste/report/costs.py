@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from foretaste.record import Record
@@ -17,15 +17,14 @@ CAPTION = (
     "fitting), then what it adds to the victim per text; what is kept beside the victim; the largest resident size of "
     "the process that made it."
 )
-MEGA = 1_000_000
-# A field of a cell's cost, its column, and how a mean is printed.
-COSTS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "seconds": ("Making ready, s", lambda value: f"{value:,.1f}"),
-    "seconds_per_text": ("Per text, ms", lambda value: f"{1000 * value:,.1f}"),
-    "forwards_per_text": ("Model passes per text", lambda value: f"{value:.3g}"),
-    "stored_bytes": ("Stored, MB", lambda value: f"{value / MEGA:,.1f}"),
-    "peak_memory_bytes": ("Peak memory, MB", lambda value: f"{value / MEGA:,.0f}"),
-    "trainable_parameters": ("Trained parameters", lambda value: f"{value:,.0f}"),
+# A field of a cell's cost, its column, and how many of the column's units one of the field's is.
+COSTS = {
+    "seconds": ("Making ready, s", 1.0),
+    "seconds_per_text": ("Per text, ms", 1e3),
+    "forwards_per_text": ("Model passes per text", 1.0),
+    "stored_bytes": ("Stored, MB", 1e-6),
+    "peak_memory_bytes": ("Peak memory, MB", 1e-6),
+    "trainable_parameters": ("Trained parameters", 1.0),
 }
 PRINTED = ("Extra module", "Graphics memory", "Storage")
 
@@ -55,12 +54,22 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
 
 def _means(records: Sequence[Record]) -> list[Value]:
     found: list[Value] = []
-    for field, (_, show) in COSTS.items():
+    for field, (_, scale) in COSTS.items():
         known = [
             value for each in records if each.cost is not None and (value := getattr(each.cost, field)) is not None
         ]
-        found.append(Amount(fmean(known), show(fmean(known))) if known else None)
+        mean = scale * fmean(known) if known else 0.0
+        found.append(Amount(mean, _shown(mean)) if known else None)
     return found
+
+
+def _shown(value: float) -> str:
+    """Print three digits, and all of them before the point.
+
+    >>> [_shown(value) for value in (0.0, 0.01614, 3.14159, 1234.5)]
+    ['0', '0.0161', '3.14', '1,234']
+    """
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _said(defence: str) -> list[str | None]:
