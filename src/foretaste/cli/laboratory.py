@@ -45,7 +45,7 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write the site to.")],
     as_json: o.Json = False,
 ) -> None:
-    """Write the site of a store: each plan's table beside the printed one, as HTML, CSV and LaTeX."""
+    """Write the site of a store: each plan's table beside the printed one, as HTML, CSV, LaTeX and Markdown."""
     with answering(as_json) as answer:
         from foretaste.report.site import write_site
 
