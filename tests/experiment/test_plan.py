@@ -270,7 +270,9 @@ def test_every_plan_of_ours_can_be_read(path: Path) -> None:
 
 
 def test_a_defence_says_what_it_is(tmp_path: Path) -> None:
-    defences = read_plan(_plan(tmp_path, GOOD.replace('"mixing"]', '"mixing", "small", "onion", "dan", "small+psim"]'))).defences
+    defences = read_plan(
+        _plan(tmp_path, GOOD.replace('"mixing"]', '"mixing", "small", "onion", "dan", "small+psim"]'))
+    ).defences
     said = {name: defence.to_json() for name, defence in defences.items()}
     assert {name: {kind: part["method"] for kind, part in each.items()} for name, each in said.items()} == {
         "none": {},

@@ -13,7 +13,7 @@ from foretaste.report.certainty import certainty_of
 from foretaste.report.printed import CONFIDENCES
 from foretaste.report.share import Share
 
-DEFENCES = {"psim_paper": {"kind": "psim", "view": "confidence"}, "psim": {"kind": "psim", "view": "both"}}
+DEFENCES = {"psim_paper": {"psim": {"view": "confidence"}}, "psim": {"psim": {"view": "both"}}}
 
 
 def test_each_text_is_in_one_bin_and_each_guard_counts_once(tmp_path: Path) -> None:

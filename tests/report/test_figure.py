@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -20,7 +21,12 @@ STRATEGIES = {
     "lora_fast": {**LORA, "learning_rate": 2e-2},
     "soft": {"method": "prompt_tuning", "learning_rate": 2e-3, "virtual_tokens": 5},
 }
-DEFENCES = {"none": {"kind": "none"}, "psim": {"kind": "psim"}, "onion": {"kind": "rewriter"}}
+DEFENCES: dict[str, Any] = {
+    "none": {},
+    "psim": {"psim": {}},
+    "onion": {"rewriter": {}},
+    "both": {"rewriter": {}, "psim": {}},
+}
 
 
 def test_a_plot_for_each_number_that_varies_while_the_others_stay(tmp_path: Path) -> None:
@@ -72,6 +78,9 @@ def test_what_was_not_run_leaves_a_gap(tmp_path: Path) -> None:
     (plot,) = plots_of(sheet, records)
     # Behind a rewriter the record says nothing of the victim alone.
     assert plot.undefended == [(None, None), (None, None)]
+    guarded = [(cell_at("badnet", "both", name), rates(0.9, 0.2, (0.8, 0.1))) for name in ("lora", "lora_2")]
+    both = write_store(tmp_path / "both", guarded, figure="4", strategies=STRATEGIES, defences=DEFENCES)
+    assert plots_of(*both)[0].undefended == [(None, None), (None, None)]
     assert plot.defended[0] == (None, None)
     assert "ASR w/D 20.0\u202f% at 8" in line_chart(plot, "a")
     sheet, _ = write_store(tmp_path / "none", [(cell, None) for cell, _ in cells], strategies=STRATEGIES)

@@ -125,6 +125,7 @@ def test_printed_values_are_all_there_and_told_apart() -> None:
     assert None not in rates
     assert rates[0] != rates[1]
     assert printed_value(1, "bert-large", {**cell, "defence": "strip"}) is None
+    assert printed_value(1, "bert-large", {**cell, "defence": "psim+onion"}) is None
     assert printed_value(1, "bert-large", {**cell, "knowledge": "full_data"}) is None  # that is table 2
     mixed = printed_value(9, "bert", {**cell, "attack": "mixed"})
     assert mixed is not None

@@ -38,7 +38,10 @@ def certainty_of(sheet: Sheet, records: Mapping[str, Record], store: Path, name:
     found |= {("psim", texts, "–"): [] for texts in ("clean", "triggered")}
     seen: set[Any] = set()
     for cell in sheet.cells:
-        if cell["key"] not in records or sheet.defences.get(cell["defence"], {}).get("view") != "confidence":
+        if (
+            cell["key"] not in records
+            or sheet.defences.get(cell["defence"], {}).get("psim", {}).get("view") != "confidence"
+        ):
             continue
         for whose, texts, strategy, part, values in _certainties(store, records[cell["key"]]):
             if part in seen:  # one guard stands before the victims of all strategies

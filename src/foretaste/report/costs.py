@@ -78,4 +78,4 @@ def _said(defence: str) -> list[str | None]:
 
 
 def _plain(defence: str) -> str:
-    return "psim" if defence.startswith("psim") else defence
+    return "psim" if defence in ("psim", "psim_paper") else defence

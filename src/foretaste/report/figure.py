@@ -87,7 +87,8 @@ def _plots(
         values = sorted({float(cell[axis]) for cell in own})
         if len(values) < 2:
             continue
-        is_guard = sheet.defences.get(defence, {}).get("kind") in ("psim", "rival")
+        kinds = sheet.defences.get(defence, {}).keys()  # of a guard alone the record knows the victim without it
+        is_guard = len(kinds) == 1 and kinds <= {"psim", "rival"}
         undefended, defended = [], []
         for value in values:
             behind = [records[cell["key"]] for cell in own if cell[axis] == value and cell["key"] in records]

@@ -48,7 +48,8 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     """
     if cell.get("trigger") is not None:
         return None  # the paper tests each base with its own trigger
-    defence = "psim" if str(cell["defence"]).startswith("psim") else str(cell["defence"]).removesuffix("_stored")
+    name = str(cell["defence"])
+    defence = "psim" if name.startswith("psim") and "+" not in name else name.removesuffix("_stored")
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
     further = f"{further:g}" if isinstance(further, float) else str(further)

@@ -26,7 +26,7 @@ RATES = ("clean_accuracy", "attack_success_rate")
 class Sheet:
     """What a plan asked for: its cells by their axes, each with the key of its record, which may not be there yet.
 
-    `strategies` and `defences` are the fields that the plan's names stand for.
+    `strategies` and `defences` are what the plan's names stand for: fields, and those of each part by its kind.
     """
 
     name: str
