@@ -46,6 +46,6 @@ def test_the_printed_cells_of_six_tables_need_at_most_444_trainings(data_root: P
                 cells += cell.attack != "none"
                 trainings |= {step.key for step in job_of(cell, plan, lab).steps if step.is_training}
     assert cells == 1260
-    # 252 victims, 42 of clean bases, 54 guards and 48 bases: CoLA's proxy with full task knowledge is SST-2, poisoned by
-    # BadNet and InSent for SST-2 already.
+    # 252 victims, 42 of clean bases, 54 guards and 48 bases: CoLA's proxy with full task knowledge is SST-2, which
+    # BadNet and InSent have poisoned for SST-2 already.
     assert len(trainings) == 396
