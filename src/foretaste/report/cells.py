@@ -20,7 +20,7 @@ RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 FLOORS = ("other_classes", "same_length")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc", "threshold")
 COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
-           *(f"floor_{name}" for name in FLOORS), *COSTS)  # fmt: skip
+           *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
 
 def read_cells(store: Path) -> dict[str, Record]:
@@ -58,18 +58,20 @@ def shown(record: Record) -> dict[str, Any]:
     return found
 
 
-def as_csv(records: Mapping[str, Record]) -> str:
+def as_csv(records: Mapping[str, Record], *, has_costs: bool = False) -> str:
     """Return one line per cell; rates as shares with all their digits, empty where there is none.
 
-    Cells with the same axes and another key were made under other settings.
+    Cells with the same axes and another key were made under other settings. With what their defences cost the bytes are
+    others in every run.
     """
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(stream, (*COLUMNS, *(COSTS if has_costs else ())), restval="", lineterminator="\n")
     writer.writeheader()
     for key, record in records.items():
-        cost = {name: None if record.cost is None else getattr(record.cost, name) for name in COSTS}
         floors: Any = record.outcome.get("floors") or {}
-        row = {"key": key, **values_of(cell_of(record)), **shown(record), **cost}
+        row = {"key": key, **values_of(cell_of(record)), **shown(record)}
         row |= {f"floor_{name}": floors.get(name) for name in FLOORS}
+        if has_costs:
+            row |= {name: None if record.cost is None else getattr(record.cost, name) for name in COSTS}
         writer.writerow({name: "" if value is None else value for name, value in row.items()})
     return stream.getvalue()

@@ -36,7 +36,7 @@ def write_site(store: Path, out: Path) -> list[Path]:
     files = {
         "index.html": _rendered("site.html.j2", pages=pages, targets=targets),
         "results.md": as_markdown(pages, targets),
-        "cells.csv": as_csv(records),
+        "cells.csv": as_csv(records, has_costs=True),
     }
     if targets is not None:
         files["csv/targets.csv"] = listing_csv(targets)
