@@ -16,11 +16,11 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.processes import refuse_too_few_gpus
 from foretaste.experiment.run import Progress, forecast, run_plan, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
-from foretaste.tune.processes import refuse_too_few_gpus
 
 __all__ = ["chosen", "dry_run", "run"]
 

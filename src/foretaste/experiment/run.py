@@ -16,11 +16,11 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
+from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
-from foretaste.tune.processes import in_processes
 
 __all__ = ["WAIT", "Forecast", "Progress", "finish", "forecast", "jobs_of", "made", "run_plan", "write_sheet"]
 

@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
+from multiprocessing import get_context, parent_process
+from multiprocessing.queues import SimpleQueue
+from threading import Thread
 
 import torch
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from foretaste.errors import ForetasteError, PlanError
 
@@ -28,16 +30,17 @@ def in_processes(count: int, call: Callable[[], object]) -> None:
     refuse_too_few_gpus(count)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()  # they need what this process keeps for itself
-    failures = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    context = get_context("forkserver")  # the library is imported once, and no thread is forked
+    context.set_forkserver_preload(["foretaste.experiment.run"])
+    failures = context.SimpleQueue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port}  # fmt: skip
-    threads = max(1, torch.get_num_threads() // count)
+    arguments = (together, max(1, torch.get_num_threads() // count), call, failures)
     try:
-        arguments = (together, threads, call, failures, os.getpid())
-        spawn(_process, arguments, nprocs=count)  # type: ignore[no-untyped-call]
+        start_processes(_process, arguments, count, start_method="forkserver")  # type: ignore[no-untyped-call]
     except (ProcessRaisedException, ProcessExitedException):
         if failures.empty():
             raise
@@ -51,13 +54,10 @@ def refuse_too_few_gpus(count: int) -> None:
 
 
 def _process(
-    rank: int, together: dict[str, str], threads: int, call: Callable[[], object], failures: Any, parent: int
+    rank: int, together: dict[str, str], threads: int, call: Callable[[], object], failures: SimpleQueue[ForetasteError]
 ) -> None:
-    # When the parent dies, torch has the system send SIGINT, which Python would only heed between two operations, and
-    # not at all below a shell that ignores it. A parent that died before cannot be noticed otherwise.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if os.getppid() != parent:
-        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch would take one that is interrupted for one that is done
+    Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(threads)
     try:
@@ -67,3 +67,11 @@ def _process(
         raise  # and leave: the others notice, or are ended
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent dies: its lock on what is made here is then gone."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
