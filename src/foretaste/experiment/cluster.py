@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,7 +91,9 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
         processes=lab.processes,
         threads=cluster.cpus,
     )
-    with _connected(cluster, lab.processes, say) as (ray, options):
+    with _connected(cluster) as ray:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        options = _demand(cluster, lab.processes, nodes, say)
         tasks: dict[str, Any] = {}
         running: dict[Any, Step] = {}
         for job in jobs:
@@ -115,36 +118,48 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
 
 
 @contextmanager
-def _connected(cluster: Cluster, processes: int, say: Say) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Start or join the cluster and yield Ray and what a task asks of it."""
+def _connected(cluster: Cluster) -> Iterator[Any]:
+    """Start or join the cluster and yield Ray."""
     try:
         import ray
     except ImportError:
         raise PlanError("The engine ray needs Ray: pip install 'foretaste[ray]'.") from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-        ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
-    else:
+    with redirect_stdout(sys.stderr):  # Ray says there that a worker died; standard output is for the answer
         try:
-            ray.init(cluster.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise PlanError(f"Cannot join a Ray cluster at {cluster.address}: {error}") from error
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
-        wanted = cluster.gpus if cluster.gpus is not None else float(processes) if gpus else 0.0
-        asked = f"{cluster.cpus} CPUs and {wanted:g} GPUs"
-        if 0 < wanted < processes and processes > 1:
-            raise PlanError(f"{processes} processes need a GPU each; a task takes {wanted:g}.")
-        say(f"Ray: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs; a task takes {asked}")
-        if not any(node.get("CPU", 0) >= cluster.cpus and node.get("GPU", 0) >= wanted for node in nodes):
             if cluster.address is None:
-                raise PlanError(f"A task takes {asked}; this machine has not so many.")
-            say(f"no node has {asked} now; the run waits for one")
-        yield ray, {"num_cpus": cluster.cpus, "num_gpus": wanted, "max_retries": cluster.retries}
-    finally:
-        ray.shutdown()
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+                memory = {"task_oom_retries": cluster.retries}  # for ever, if Ray is not told
+                ray.init(
+                    "local", include_dashboard=False, object_store_memory=OBJECT_STORE, _system_config=memory, **quiet
+                )
+            else:
+                ray.init(cluster.address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise PlanError(f"Cannot start or join a Ray cluster: {error}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _demand(cluster: Cluster, processes: int, nodes: Sequence[Mapping[str, float]], say: Say) -> dict[str, Any]:
+    """Return what a task takes of nodes with such resources, as Ray's options.
+
+    Raises:
+        PlanError: fewer GPUs than processes; a machine on its own that has not so much.
+    """
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    wanted = cluster.gpus if cluster.gpus is not None else float(processes) if gpus else 0.0
+    if 0 < wanted < processes and processes > 1:
+        raise PlanError(f"{processes} processes need a GPU each; a task takes {wanted:g}.")
+    asked = f"{cluster.cpus} CPUs and {wanted:g} GPUs"
+    say(f"Ray: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs; a task takes {asked}")
+    if not any(node.get("CPU", 0.0) >= cluster.cpus and node.get("GPU", 0.0) >= wanted for node in nodes):
+        if cluster.address is None:
+            raise PlanError(f"A task takes {asked}; this machine has not so many.")
+        say(f"no node has {asked} now; the run waits for one")
+    return {"num_cpus": cluster.cpus, "num_gpus": wanted, "max_retries": cluster.retries}
 
 
 def _make(place: _Place, step: Step, *before: _Report) -> _Report:
@@ -179,15 +194,17 @@ def _lab_at(place: _Place) -> Lab:
 
 def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) -> None:
     """Say what a task said and note what failed; an error that is none of ours ends the run."""
+    failed = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
+    if failed is not None:
+        progress.failed[step.key] = failed
+        return
     try:
         report: _Report = ray.get(reference)
     except ray.exceptions.RayTaskError:
         raise
-    except ray.exceptions.RayError as error:  # its worker died too often, or that of a step it needs
-        before = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
-        progress.failed[step.key] = before or f"its worker died again and again: {' '.join(str(error).split())}"
-        if before is None:
-            say(f"FAILED {step.kind}/{step.key}: {progress.failed[step.key]}")
+    except ray.exceptions.RayError as error:
+        progress.failed[step.key] = f"its worker died, too often: {' '.join(str(error).split())}"
+        say(f"FAILED {step.kind}/{step.key}: {progress.failed[step.key]}")
     else:
         progress.failed.update(report.failed)
         for line in report.said:
