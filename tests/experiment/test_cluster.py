@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -244,6 +245,15 @@ def test_without_ray_its_engine_says_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PlanError, match=r"pip install 'foretaste\[ray\]'"):
         run_on_cluster(plan, Lab(Store(tmp_path)), plan.cells, lambda line: None, Cluster())
+
+
+def test_an_address_where_nothing_answers(plan: Plan, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(PlanError, match=f"No Ray cluster answers at {address}"):
+            run_on_cluster(plan, Lab(Store(tmp_path)), plan.cells, lambda line: None, Cluster(address=address))
 
 
 @pytest.mark.parametrize("fields", [{"cpus": 0}, {"gpus": -1}, {"gpus": 1.5}, {"retries": -1}])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -129,11 +130,12 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
         try:
             if cluster.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-                memory = {"task_oom_retries": cluster.retries}  # for ever, if Ray is not told
+                memory = {"task_oom_retries": cluster.retries}  # as it is, for ever
                 ray.init(
                     "local", include_dashboard=False, object_store_memory=OBJECT_STORE, _system_config=memory, **quiet
                 )
             else:
+                _reach(cluster.address)
                 ray.init(cluster.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise PlanError(f"Cannot start or join a Ray cluster: {error}") from error
@@ -141,6 +143,16 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise PlanError where nothing answers: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise PlanError(f"No Ray cluster answers at {address}: {error}.") from error
 
 
 def _demand(cluster: Cluster, processes: int, nodes: Sequence[Mapping[str, float]], say: Say) -> dict[str, Any]:
