@@ -24,7 +24,7 @@ from foretaste.experiment.lab import Lab, Step
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import run_plan
 from foretaste.experiment.store import Store, load_arrays
-from foretaste.report.cells import as_csv, read_cells
+from foretaste.report.cells import read_cells
 from foretaste.spec import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,7 +164,6 @@ def test_a_worker_killed_in_a_training_is_replaced_and_goes_on_where_it_was(
 
 def test_a_cluster_makes_what_one_process_makes(stores: tuple[Path, Path, list[str], list[int]]) -> None:
     local, shared, _, _ = stores
-    assert as_csv(read_cells(local)) == as_csv(read_cells(shared))
     names = {path.relative_to(local) for path in local.rglob("*") if path.is_file()}
     assert names == {path.relative_to(shared) for path in shared.rglob("*") if path.is_file()}
     for name in names:
