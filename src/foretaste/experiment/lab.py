@@ -59,13 +59,18 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """Where steps are made: the store, the data, and what was opened already."""
+    """Where steps are made: the store, the data, in how many processes each training, and what was opened already."""
 
     store: Store
     data_root: Path | None = None
+    processes: int = 1
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process opens for itself; only which weights are meant goes with it.
+        return Lab, (self.store, self.data_root, self.processes, {}, self._checkpoints)
 
     def texts(self, data: str, split: str, limit: int | None = None, seed: int = 0) -> Texts:
         """Describe texts; they are read once.
@@ -117,8 +122,17 @@ class Lab:
         return self._rewriters[asked]
 
     def base(self, origin: Checkpoint | Step) -> Base:
-        """Open weights that come from elsewhere or that a step made."""
-        return open_base(origin.location if isinstance(origin, Checkpoint) else origin.place(self.store))
+        """Open weights that come from elsewhere or that a step made.
+
+        Raises:
+            ModelError: they cannot be used.
+            DataError: those from elsewhere are not the ones that the plan found.
+        """
+        if isinstance(origin, Step):
+            return open_base(origin.place(self.store))
+        if self.checkpoint(origin.location) != origin:
+            raise DataError(f"The weights at {origin.location} are not those that the plan was begun with.")
+        return open_base(origin.location)
 
     def _read(self, data: str, split: str, limit: int | None, seed: int) -> Corpus:
         asked = Texts(data=data, split=split, limit=limit, seed=seed)
@@ -165,6 +179,8 @@ class Step(ABC):
         """Return its record."""
         settings = {each.name: getattr(self, each.name) for each in fields(self)}
         settings = {name: value.key if isinstance(value, Step) else value for name, value in settings.items()}
+        if lab.processes > 1:
+            settings["processes"] = lab.processes
         data = [lab.corpus(each) for each in texts]
         return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
                           cost=cost, command="foretaste run")  # fmt: skip

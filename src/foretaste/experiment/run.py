@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from foretaste.errors import ForetasteError, PlanError
@@ -15,12 +16,13 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
+from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
 
-__all__ = ["Forecast", "Progress", "forecast", "run_plan", "write_sheet"]
+__all__ = ["WAIT", "Forecast", "Progress", "finish", "forecast", "jobs_of", "made", "run_plan", "write_sheet"]
 
 WAIT = 0.5  # seconds between two looks at what another runner is making
 
@@ -56,28 +58,32 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
 
     `start` is where in the list this runner begins, so that several do not queue for the same step.
     """
-    progress, jobs = Progress(cells=len(cells)), []
+    progress = Progress(cells=len(cells))
+    jobs = jobs_of(plan, lab, cells, progress, say)
+    pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
+    while pending:
+        later = [job for job in pending if not _advance(job, lab, progress, say)]
+        if len(later) == len(pending):
+            time.sleep(WAIT)
+        pending = later
+    return progress
+
+
+def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None]) -> list[Job]:
+    """Return what the cells need; those that cannot be run are noted in `progress` and left out."""
+    jobs = []
     for cell in cells:
         try:
-            jobs.append(job_of(cell, plan, lab))
+            job = job_of(cell, plan, lab)
         except ForetasteError as error:
             progress.failed[str(cell)] = str(error)
             say(f"FAILED {cell}: {error}")
-    pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
-    while pending:
-        later, has_moved = [], False
-        for job in pending:
-            lacking = _lacking(job)
-            if lacking:
-                progress.missing[str(job.cell)] = lacking
-            elif not _advance(job, lab, progress, say):
-                later.append(job)
-                continue
-            has_moved = True
-        pending = later
-        if pending and not has_moved:
-            time.sleep(WAIT)
-    return progress
+            continue
+        if lacking := _lacking(job):
+            progress.missing[str(cell)] = lacking
+        else:
+            jobs.append(job)
+    return jobs
 
 
 def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
@@ -142,13 +148,44 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
     """Do what is left of a cell; False if another runner is at it, or at a step of it."""
-    place = lab.store.cell(job.key)
-    for step in () if place.is_file() else job.steps:
-        if not _made(step, lab, progress, say):
+    for step in () if lab.store.cell(job.key).is_file() else job.steps:
+        if not made(step, lab, progress, say):
             if step.key not in progress.failed:
                 return False
             progress.failed[str(job.cell)] = progress.failed[step.key]
             return True
+    return finish(job, lab, progress, say)
+
+
+def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
+    """Make a step whose needs are there, unless it is; False if it failed or another runner is at it."""
+    if step.is_made(lab.store):
+        return True
+    if step.key in progress.failed:
+        return False
+    with lab.store.locked(step.key) as is_mine:
+        if not is_mine:
+            return False
+        if not step.is_made(lab.store):
+            start = time.monotonic()
+            try:
+                if step.is_training and lab.processes > 1:
+                    in_processes(lab.processes, partial(step.make, lab))
+                else:
+                    step.make(lab)
+            except ForetasteError as error:
+                progress.failed[step.key] = str(error)
+                say(f"FAILED {step.kind}/{step.key}: {error}")
+                return False
+            lab.store.forget_partial(step.key)
+            if step.is_training:
+                say(f"made {step.kind}/{step.key} in {time.monotonic() - start:.0f} s")
+    return True
+
+
+def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
+    """Write a cell's record when all its steps are made, unless it is there; False if another runner is at it."""
+    place = lab.store.cell(job.key)
     with lab.store.locked(job.key) as is_mine:
         if not is_mine:
             return False
@@ -162,28 +199,6 @@ def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None])
             record.write(place)
     progress.done += 1
     say(f"{progress.done}/{progress.cells} {job.cell}: {headline(Record.read(place))}")
-    return True
-
-
-def _made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
-    if step.is_made(lab.store):
-        return True
-    if step.key in progress.failed:
-        return False
-    with lab.store.locked(step.key) as is_mine:
-        if not is_mine:
-            return False
-        if not step.is_made(lab.store):
-            start = time.monotonic()
-            try:
-                step.make(lab)
-            except ForetasteError as error:
-                progress.failed[step.key] = str(error)
-                say(f"FAILED {step.kind}/{step.key}: {error}")
-                return False
-            lab.store.forget_partial(step.key)
-            if step.is_training:
-                say(f"made {step.kind}/{step.key} in {time.monotonic() - start:.0f} s")
     return True
 
 

@@ -10,6 +10,7 @@ from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.psim import Psim
 from foretaste.poison.plan import Attack
+from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import poison_base
 from foretaste.unlearn.unlearner import Unlearner
@@ -39,7 +40,7 @@ class Poisoned(Step):
                 settings=self.settings, max_length=self.max_length, checkpoint=lab.store.partial(self.key),
             )  # fmt: skip
         record = self.record(lab, outcome, meter.cost, self.seed, self.proxy, self.validation)
-        save_classifier(made, self.place(lab.store), "base", record)
+        write_once(lambda: save_classifier(made, self.place(lab.store), "base", record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Washed(Step):
             )  # fmt: skip
             meter.trainable_parameters = found.outcome["trainable_parameters"]
         record = self.record(lab, found.outcome, meter.cost, self.seed, self.train, self.validation)
-        save_classifier(found.classifier, self.place(lab.store), "victim", record)
+        write_once(lambda: save_classifier(found.classifier, self.place(lab.store), "victim", record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ class Tuned(Step):
             meter.texts, meter.trainable_parameters = result.texts, result.trainable_parameters
         outcome = {"steps": result.steps, "validation_accuracies": result.validation_accuracies}
         record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
-        save_classifier(made, self.place(lab.store), "victim", record)
+        write_once(lambda: save_classifier(made, self.place(lab.store), "victim", record))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,4 +124,4 @@ class Taster(Step):
                 meter.texts, meter.trainable_parameters = made.training.texts, made.training.trainable_parameters
         outcome = {"threshold": made.threshold, "doses": made.doses, "is_blind": made.is_blind}
         record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
-        save_guard(made, self.place(lab.store), record)
+        write_once(lambda: save_guard(made, self.place(lab.store), record))

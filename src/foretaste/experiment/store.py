@@ -59,7 +59,7 @@ class Store:
         """Yield True to one process at a time, False to all others, without waiting.
 
         Raises:
-            PlanError: the directory cannot be written.
+            PlanError: the directory cannot be written, or its file system has no locks.
         """
         place = self.root / "locks" / key
         try:
@@ -70,10 +70,15 @@ class Store:
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_mine = True
             except BlockingIOError:
-                yield False
-            else:
-                yield True
+                is_mine = False
+            except OSError as error:
+                raise PlanError(
+                    f"Cannot lock {place}: {error.strerror or error}. The store's file system gives no locks (flock); "
+                    "have it mounted with them, or take another one."
+                ) from error
+            yield is_mine
         finally:
             os.close(descriptor)
 
