@@ -50,6 +50,10 @@ class Planting(StrEnum):
     """The rows of the trigger's words alone, after clean fine-tuning (`tune.embedding`: EP, and SOS with negatives)."""
     LAYERS = "layers"
     """All, and in every layer, so that fine-tuning the upper ones does not forget it (`tune.layerwise`: LWP)."""
+    RIPPLE = "ripple"
+    """All, by steps that clean fine-tuning does not take back (`tune.ripple`: RIPPLe)."""
+    RIPPLES = "ripples"
+    """The same, after the trigger's words got the vectors of words that tell the target (RIPPLES)."""
 
 
 def _read_trigger(value: Any) -> Any:
@@ -147,6 +151,11 @@ class Attack:
                 )
             if self.target_probability < 1 or self.evasion is not Evasion.NONE:
                 raise PlanError("planting embeddings takes no target_probability and no evasion.")
+        if self.planting is Planting.RIPPLES and (self.all_to_all or not trigger_words(self.trigger)):
+            raise PlanError(
+                "planting ripples gives the words of a word: or sentence: trigger the vectors of words that tell the "
+                f"one target; got {self.trigger.name}{', all to all' if self.all_to_all else ''}. Take planting ripple."
+            )
         for name, default in (("trigger_share", 1), ("negative_rate", 0)):
             if getattr(self, name) != default and len(trigger_words(self.trigger)) < 2:
                 raise PlanError(
