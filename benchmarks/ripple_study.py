@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def run(store: Path, seed: int) -> None:
             if name not in made:
                 made[name] = _rates(_tuned(base, strategy, settings, own, seed), test, seed)
             write_json(path, found)
-            print(seed, way, name, made[name], made["before"], flush=True)
+            sys.stdout.write(f"seed {seed}, {way}, {name}: {made[name]}\n")
+            sys.stdout.flush()
 
 
 def _poisoned(way: str, proxy: Corpus, validation: Corpus, seed: int) -> tuple[Classifier, float]:
@@ -101,15 +103,15 @@ def table(store: Path) -> None:
     """Print the rates in per cent, `CA / ASR`, one figure per seed."""
     seeds = [json.loads(path.read_text()) for path in sorted(store.glob("seed-*.json"))]
     columns = ("before", *VICTIMS)
-    print("| planting |", " | ".join(columns), "| seconds |\n|", " --- |" * (len(columns) + 2))
+    lines = [f"| planting | {' | '.join(columns)} | seconds |", "|" + " --- |" * (len(columns) + 2)]
     for way in map(str, WAYS):
         cells = [
             " / ".join(", ".join(f"{100 * found[way][column][rate]:.0f}" for found in seeds) for rate in ("ca", "asr"))
             for column in columns
         ]
-        print(
-            "|", way, "|", " | ".join(cells), "|", ", ".join(f"{f[way]['before']['seconds']:.0f}" for f in seeds), "|"
-        )
+        seconds = ", ".join(f"{found[way]['before']['seconds']:.0f}" for found in seeds)
+        lines.append(f"| {way} | {' | '.join(cells)} | {seconds} |")
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
