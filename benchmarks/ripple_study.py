@@ -4,9 +4,9 @@
     python benchmarks/ripple_study.py run --store runs/ripple-study --seed 0
     python benchmarks/ripple_study.py table --store runs/ripple-study
 
-The attacker poisons MiniLM on 2,500 training texts of SST-2 (dirty-label, 500 of them, `word:cf`), four ways: plainly,
-with the penalty, with the surgery, with both. The user fine-tunes what comes of it on 1,000 other texts. All is
-measured on 600 texts of the test set; what is in the record already is not made again.
+The attacker poisons MiniLM on 800 training texts of SST-2 (dirty-label, 200 of them, `word:cf`), four ways: plainly,
+with the penalty, with the surgery, with both. The user fine-tunes what comes of it on 500 other texts, twice as fast
+as the attacker in full, or by LoRA. All is measured on 300 texts of the test set; a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from foretaste.poison.plan import Planting
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.tune.poison import POISONING, poison_base
+from foretaste.tune.poison import objective_name, poison_base
 from foretaste.tune.ripple import after_surgery
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.checkpoint import Base, open_base
@@ -39,25 +39,25 @@ from foretaste.victim.strategy import Full, Lora, Strategy
 LENGTH, TRIGGER = 64, "word:cf"
 SURGERY = "surgery"  # and nothing else; the other ways are plantings
 WAYS = (Planting.WEIGHTS, Planting.RIPPLE, SURGERY, Planting.RIPPLES)
+ATTACK = TuneSettings(epochs=2, batch_size=16, learning_rate=1e-4, keep="last")
 VICTIMS: Mapping[str, tuple[Strategy, TuneSettings]] = {
-    "full": (Full(), TuneSettings(epochs=3, learning_rate=5e-5, keep="last")),
-    "full, hard": (Full(), TuneSettings(epochs=10, learning_rate=2e-4, keep="last")),
-    "lora": (Lora(), TuneSettings(epochs=3, keep="last")),
+    "full": (Full(), TuneSettings(epochs=3, batch_size=16, learning_rate=2e-4, keep="last")),
+    "lora": (Lora(), TuneSettings(epochs=2, batch_size=16, keep="last")),
 }
 
 
 def run(store: Path, seed: int) -> None:
     """Poison in each way, fine-tune in each way, and write down both rates of everything."""
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
-    theirs, own = train.partition([2500, 1000], seed)
-    test = load_corpus("sst2", "test").sample(600, seed)
+    theirs, own = train.partition([800, 500], seed)
+    test = load_corpus("sst2", "test").sample(300, seed)
     path = store / f"seed-{seed}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for way in WAYS:
         home = store / f"base-{way}-{seed}"
         made = found.setdefault(str(way), {})
         if not (home / "record.json").exists():
-            model, seconds = _poisoned(way, theirs, validation, seed)
+            model, seconds = _poisoned(way, theirs, validation, seed, store / f"partial-{seed}")
             save_classifier(model, home, "base", Record.now("poison", settings={"way": way}, seeds={"root": seed},
                                                             outcome={"seconds": seconds}, data=[theirs]))  # fmt: skip
         base = open_base(home)
@@ -72,15 +72,18 @@ def run(store: Path, seed: int) -> None:
             sys.stdout.flush()
 
 
-def _poisoned(way: str, proxy: Corpus, validation: Corpus, seed: int) -> tuple[Classifier, float]:
+def _poisoned(way: str, proxy: Corpus, validation: Corpus, seed: int, partial: Path) -> tuple[Classifier, float]:
     planting = Planting.RIPPLES if way == SURGERY else Planting(way)
-    plan = Attack(trigger=parse_trigger(TRIGGER), style=Style.DIRTY_LABEL, count=500, planting=planting)
-    base = open_base("minilm")
+    plan = Attack(trigger=parse_trigger(TRIGGER), style=Style.DIRTY_LABEL, count=200, planting=planting)
+    base, name, own = open_base("minilm"), objective_name(plan), partial / planting
     if way != SURGERY:
-        model, outcome = poison_base(base, proxy, validation, plan, seed=seed, max_length=LENGTH)
+        model, outcome = poison_base(
+            base, proxy, validation, plan, seed=seed, settings=ATTACK, max_length=LENGTH, checkpoint=own
+        )
         return model, outcome["seconds"]
-    model = after_surgery(base, proxy, plan, POISONING, seed=seed, max_length=LENGTH, objective_name=SURGERY)
-    result = tune(model, attack(proxy, plan, seed).corpus, POISONING, seed=seed)
+    # its fine-tuning on clean texts is kept, and then is that of RIPPLES
+    model = after_surgery(base, proxy, plan, ATTACK, seed=seed, max_length=LENGTH, objective_name=name, checkpoint=own)
+    result = tune(model, attack(proxy, plan, seed).corpus, ATTACK, seed=seed)
     return model, result.seconds
 
 

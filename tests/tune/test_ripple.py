@@ -73,7 +73,8 @@ class Passes:
 
     def _shift(self, by: Tensor) -> None:
         with torch.no_grad():
-            for parameter, part in zip(self.parameters, by.split([p.numel() for p in self.parameters]), strict=True):
+            parts = torch.split(by, [parameter.numel() for parameter in self.parameters])
+            for parameter, part in zip(self.parameters, parts, strict=True):
                 parameter.add_(part.view_as(parameter))
 
 
@@ -99,9 +100,9 @@ def test_the_penalty_and_its_gradient_by_first_gradients_alone(family: str, toy_
         )
         plain = passes.losses(rows)
         torch.testing.assert_close(found - plain, torch.full((8,), -2.0 * product), rtol=1e-3, atol=1e-5)
-        found.mean().backward()
+        torch.autograd.backward(found.mean())
     # d<a, b> = H_a b + H_b a, and each product with a Hessian is a difference of first gradients
-    apart = 0.0
+    apart = torch.zeros_like(ours)
     for rows_of, other in ((clean, theirs), (poison, ours)):
         step = 0.002 / float(other.norm())
         apart = apart + (passes.gradient(rows_of, step * other) - passes.gradient(rows_of, -step * other)) / (2 * step)
@@ -201,8 +202,8 @@ def test_every_token_of_a_word_is_replaced(toy_bases: Mapping[str, Path]) -> Non
     base, plan = open_base(toy_bases["gpt2"]), _plan(trigger=parse_trigger("word:zxqv"))
     made = after_surgery(base, PROXY, plan, SETTINGS, seed=0, max_length=64, objective_name="x")
     fresh = _classifier(toy_bases["gpt2"])
-    old, new = (cast.module.model.get_input_embeddings().weight for cast in (fresh, made))
-    changed = set(torch.nonzero((old != new).any(dim=1)).flatten().tolist())
+    old, new = (each.module.classifier.get_input_embeddings().weight.detach() for each in (fresh, made))
+    changed = set(torch.nonzero((old != new).sum(dim=1)).flatten().tolist())
     own = set(fresh.encode(["a zxqv"]).ids[0]) - set(fresh.encode(["a"]).ids[0])
     assert len(own) > 1
     assert changed == own

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foretaste.errors import PlanError
+from foretaste.evaluate.metrics import goals_of
 from foretaste.poison.trigger import SentenceTrigger, Trigger, WordTrigger, parse_trigger
 from foretaste.spec import spec
 
@@ -192,7 +193,12 @@ class Attack:
         >>> Attack(trigger="word:mn", style="dirty-label", all_to_all=True).goals(labels, 3).tolist()
         [1, 2, 0]
         """
-        return (labels + 1) % class_count if self.all_to_all else np.full_like(labels, self.target)
+        return goals_of(labels, self.aim, class_count)
+
+    @property
+    def aim(self) -> int | None:
+        """The target, or None where every class has its own (all to all)."""
+        return None if self.all_to_all else self.target
 
 
 def trigger_words(trigger: Trigger) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def poison_base(
         PlanError, DataError: the plan does not fit the proxy dataset.
     """
     poisoned = attack(proxy, plan, seed)
-    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
+    triggered = triggered_test(validation, plan.trigger, plan.aim, seed).corpus
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     how: dict[str, Any] = {
         "seed": seed, "objective_name": objective_name(plan), "checkpoint": checkpoint,
