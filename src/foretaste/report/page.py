@@ -63,9 +63,9 @@ class Shared:
 class Report:
     """All that the page shows. Clean columns are `(N,)`, those of triggered texts `(M,)`.
 
-    `target` None means that each true class has its own, the next. Scores and threshold are None where there was no
-    guard. `provenance` is flat, or grouped one level deep. `notes` are caveats a reader must know; `samples` a few texts
-    each of what was caught, missed and refused; `shared` what the refusals of `explained` refused texts rest on.
+    `target` None means that each true class has its own, the next. Scores and threshold are None without a guard.
+    `provenance` is flat, or grouped one level deep. `notes` are caveats a reader must know; `samples` a few texts each
+    of what was caught, missed and refused; `shared` what the refusals of `explained` refused texts rest on.
 
     Raises:
         DataError: columns, scores or threshold that contradict the outcome.
