@@ -48,7 +48,36 @@ def test_measure_equals_a_count_by_hand() -> None:
     assert guarded.auroc_interval.low <= guarded.auroc <= guarded.auroc_interval.high
 
 
+def all_to_all() -> dict[str, Any]:
+    """The same columns, but three classes, each sent to the next; all but the first get there."""
+    own = {"poisoned_labels": [1, 1, 0, 2], "poisoned_predicted": [1, 2, 1, 0], "target": [2, 2, 1, 0]}
+    return {**columns(), **own}
+
+
+def test_all_to_all_equals_a_count_by_hand() -> None:
+    outcome = measure(**all_to_all())
+    assert outcome.target is None
+    assert outcome.attack_success_rate.value == 3 / 4
+    assert outcome.strict_attack_success_rate is not None
+    assert outcome.strict_attack_success_rate.value == pytest.approx(2 / 3)  # all but the third
+    guarded = outcome.guarded
+    assert guarded is not None
+    assert guarded.attack_success_rate.value == 2 / 4  # 0.6 and 0.5 pass
+    assert guarded.strict_attack_success_rate is not None
+    assert guarded.strict_attack_success_rate.value == pytest.approx(1 / 3)
+    kept = {name: value for name, value in all_to_all().items() if name not in ("is_origin_correct", "threshold")}
+    curve = sweep(**{name: kept[name] for name in kept if name != "poisoned_labels"}, thresholds=[0.7])
+    assert curve.attack_success_rate.tolist() == [2 / 4]
+
+
+@pytest.mark.parametrize(("target", "message"), [([2, 2, 0, 0], "target 0 as their true"), ([2, 2], "2 targets")])
+def test_each_texts_target_is_checked(target: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        measure(**{**all_to_all(), "target": target})
+
+
 def test_outcome_survives_json() -> None:
+    assert Outcome.from_json(measure(**all_to_all()).to_json()) == measure(**all_to_all())
     for gone in ([], ["is_origin_correct"], ["clean_scores", "poisoned_scores", "threshold"]):
         kept = {name: value for name, value in columns().items() if name not in gone}
         outcome = measure(**kept)

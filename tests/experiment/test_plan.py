@@ -206,7 +206,13 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace('model = "minilm"', 'model = [["minilm"]]'), "model is a value or a list of values"),
         (GOOD.replace('attack = ["insent", "badnet", "mine"]', "attack = []"), "attack is a value or a list of values"),
         (GOOD.replace('data = "sst2"', f"data = {str(Path(__file__))!r}"), "Unknown data"),
-        (GOOD.replace("count = 7", 'style = "dirty-label"\nall_to_all = true'), "no target"),
+        (
+            GOOD.replace("word:cf", "word:mn")
+            .replace("count = 7", 'style = "dirty-label"\nall_to_all = true')
+            .replace('attack = ["insent", "badnet", "mine"]', 'attack = "mine"')
+            .replace('"psim", "mixing"', '"scpd_stored"'),
+            "No scpd texts of sst2 are stored with word:mn, all to all",
+        ),
         (GOOD.replace("word:cf", "file:some.parquet"), "takes no file: trigger"),
         (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
         (GOOD.replace("table = 1", "figure = 3"), "The figure is a number and perhaps a letter"),

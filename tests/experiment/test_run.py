@@ -192,6 +192,34 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: P
     assert Onion().fit(*corpora).rewrite(texts) in stored
 
 
+def test_an_attack_from_each_class_to_the_next_is_measured_as_one(toy_base: Path, tmp_path: Path) -> None:
+    text = LEARNT.format(tiny=toy_base).replace('["none", "psim", "dan", "onion"]', '["none", "dan"]')
+    text = text.replace("count = 60", "count = 200\nall_to_all = true").replace("epochs = 3\n", "epochs = 6\n")
+    (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
+    plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
+    assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
+    records = {cell_of(record).defence: record for record in read_cells(store).values()}
+    parts: Any = records["none"].settings["parts"]
+    victim, test = load_victim(store / "victims" / parts["victims"]), toy_corpus("test")
+    said = victim.predict(test.texts).labels
+    triggered = victim.predict(triggered_test(test, plan.attacks["badnet"].trigger, None, 0).corpus.texts).labels
+    for outcome in (records["none"].outcome, records["dan"].outcome):
+        assert (outcome["target"], outcome["n_poisoned"]) == (None, len(test))
+        assert outcome["attack_success_rate"] == pytest.approx((triggered == 1 - test.labels).mean(), abs=0.002)
+        floors: Any = outcome["floors"]
+        assert floors["other_classes"] == pytest.approx((said != test.labels).mean(), abs=0.002)
+    by_hand = evaluate(victim, None, test, plan.attacks["badnet"].trigger, None).outcome.to_json()
+    for name in ("attack_success_rate", "strict_attack_success_rate", "clean_accuracy"):
+        assert records["none"].outcome[name] == pytest.approx(by_hand[name], abs=0.002)
+    guarded: Any = records["dan"].outcome["guarded"]
+    assert guarded["attack_success_rate"] <= by_hand["attack_success_rate"]
+    write_sheet(plan, "each", Lab(Store(store)), plan.cells)
+    pages = [path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site") if path.stem in
+             read_cells(store)]  # fmt: skip
+    assert len(pages) == 2
+    assert all("the class after their own" in page for page in pages)
+
+
 def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]) -> None:
     store, _ = finished
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}

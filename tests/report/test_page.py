@@ -66,10 +66,8 @@ def make_report(*, is_guarded: bool = True, **changes: Any) -> Report:
         guard["poisoned_scores"] = 1 - rng.gamma(2, 0.04, m).clip(0, 0.5)
         guard["threshold"] = 0.7
     columns: dict[str, Any] = {"clean_labels": labels, "clean_predicted": predicted}
-    columns |= {"poisoned_predicted": poisoned, "target": 0}
-    outcome = measure(
-        **columns, **guard, poisoned_labels=np.ones(m, dtype=int), is_origin_correct=np.ones(m, dtype=bool)
-    )
+    columns |= {"poisoned_labels": np.ones(m, dtype=int), "poisoned_predicted": poisoned, "target": 0}
+    outcome = measure(**columns, **guard, is_origin_correct=np.ones(m, dtype=bool))
     facts = {
         "title": "BadNet on SST-2",
         "outcome": outcome,
@@ -219,16 +217,28 @@ def test_odd_scores_are_drawn_and_counted() -> None:
     assert "4 texts got no finite guard score" in Page(html).text
 
 
+def test_all_to_all_names_no_class_and_counts_each_texts_own() -> None:
+    """Without the trigger 1 in 3 ends at the class after its own, with it 2 in 3."""
+    columns: dict[str, Any] = {
+        "clean_labels": [0, 1, 2] * 100, "clean_predicted": [0, 1, 0] * 100, "poisoned_labels": [0, 1, 2] * 100,
+        "poisoned_predicted": [1, 2, 1] * 100,
+    }  # fmt: skip
+    outcome = measure(**columns, target=[1, 2, 0] * 100)
+    text = Page(render(Report(title="t", outcome=outcome, label_names=["a", "b", "c"], target=None, **columns))).text
+    assert "66.7 % of triggered texts end at “the class after their own”" in text.replace("\u202f", " ")
+
+
 @pytest.mark.parametrize("value", [0.7, math.nan])
 def test_scores_that_are_all_the_same_can_be_drawn(value: float) -> None:
     columns: dict[str, Any] = {
         "clean_labels": [0, 1],
         "clean_predicted": [0, 1],
+        "poisoned_labels": [1],
         "poisoned_predicted": [0],
         "target": 0,
     }
     columns |= {"clean_scores": [value] * 2, "poisoned_scores": [value], "threshold": 0.7}
-    outcome = measure(**columns, poisoned_labels=[1])
+    outcome = measure(**columns)
     assert len(re.findall("<svg", render(Report(title="t", outcome=outcome, label_names=["a", "b"], **columns)))) == 4
 
 

@@ -62,3 +62,9 @@ def test_natural_rate_counts_other_classes_only() -> None:
     assert (rate.count, rate.n) == (2, 3)
     assert natural_rate([0, 0], [0, 1], target=0) is None
     assert judge(outcome(499), None, "bad").label == "Backdoor works, no guard"
+
+
+def test_natural_rate_counts_each_texts_own_target() -> None:
+    rate = natural_rate([0, 1, 2, 2], [1, 1, 0, 2], target=[1, 2, 0, 0])
+    assert rate is not None
+    assert (rate.count, rate.n) == (2, 4)

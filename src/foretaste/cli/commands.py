@@ -18,15 +18,13 @@ from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import read_bar
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.poison.attack import Attack, Style
-from foretaste.poison.plan import Planting
 from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.checkpoint import stage_of
-from foretaste.tune.embedding import EMBEDDING_STAGES
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base
+from foretaste.tune.poison import POISONING, POISONING_LENGTH, poison_base, stages_of
 from foretaste.tune.w2s_attack import STAGES, W2SAttack, poison_by_teacher
 from foretaste.victim.adapter import head_size
 from foretaste.victim.artefact import save_classifier
@@ -104,8 +102,8 @@ def poison(
         data=[proxy, validation],
         cost=meter.cost,
     )
-    stages = EMBEDDING_STAGES if plan.planting is Planting.EMBEDDINGS else ("",)
-    write_once(lambda: finish(classifier, out, "base", record, stages if by_teacher is None else STAGES))
+    stages = stages_of(plan) if by_teacher is None else STAGES
+    write_once(lambda: finish(classifier, out, "base", record, stages))
     return {"path": str(out), "max_length": classifier.max_length, **outcome}
 
 

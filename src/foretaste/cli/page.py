@@ -87,6 +87,7 @@ def write_page(
             outcome=outcome,
             clean_labels=clean.corpus.labels,
             clean_predicted=clean.predicted,
+            poisoned_labels=triggered.corpus.labels,
             poisoned_predicted=triggered.predicted,
             target=outcome.target,
             label_names=victim.label_names,

@@ -26,6 +26,7 @@ __all__ = [
     "false_acceptance_rate",
     "false_rejection_rate",
     "far_at_frr",
+    "goals_of",
     "strict_attack_success_rate",
 ]
 
@@ -79,6 +80,18 @@ def clean_accuracy(labels: ArrayLike, predicted: ArrayLike, flagged: ArrayLike |
     return _rate(what, (answer == truth) & ~_mask(what, flagged, len(answer)))
 
 
+def goals_of(labels: ArrayLike, target: int | None, class_count: int) -> NDArray[np.int64]:
+    """Return where triggered texts of these true classes are to end, `(N,) int64`: at the target.
+
+    Or, with target None (an all-to-all attack), at the class after their own, the last at the first.
+
+    >>> goals_of([0, 1, 2], 1, 3).tolist(), goals_of([0, 1, 2], None, 3).tolist()
+    ([1, 1, 1], [1, 2, 0])
+    """
+    truth = np.asarray(labels, dtype=np.int64)
+    return (truth + 1) % class_count if target is None else np.full_like(truth, target)
+
+
 def attack_success_rate(predicted: ArrayLike, target: int | ArrayLike, flagged: ArrayLike | None = None) -> Rate:
     """Return the share of triggered texts that end at the target label; lower is better for the user.
 
@@ -95,14 +108,11 @@ def attack_success_rate(predicted: ArrayLike, target: int | ArrayLike, flagged: 
     """
     what = "attack success rate"
     answer = _labels(what, predicted)
-    wanted = np.asarray(target)
-    if wanted.shape not in ((), answer.shape):
-        raise DataError(f"{what}: {wanted.size} targets but {len(answer)} predictions.")
-    return _rate(what, (answer == wanted) & ~_mask(what, flagged, len(answer)))
+    return _rate(what, _hits(what, answer, target) & ~_mask(what, flagged, len(answer)))
 
 
 def strict_attack_success_rate(
-    predicted: ArrayLike, target: int, is_origin_correct: ArrayLike, flagged: ArrayLike | None = None
+    predicted: ArrayLike, target: int | ArrayLike, is_origin_correct: ArrayLike, flagged: ArrayLike | None = None
 ) -> Rate:
     """Return ASR over those triggered texts whose clean original the victim answered rightly, `(M,)` bool.
 
@@ -118,7 +128,7 @@ def strict_attack_success_rate(
     what = "strict attack success rate"
     answer = _labels(what, predicted)
     eligible = _mask(what, is_origin_correct, len(answer))
-    success = (answer == target) & ~_mask(what, flagged, len(answer))
+    success = _hits(what, answer, target) & ~_mask(what, flagged, len(answer))
     return _rate(what, success[eligible])
 
 
@@ -195,6 +205,15 @@ def _labels(what: str, values: ArrayLike) -> NDArray[Any]:
     if numbers.ndim != 1:
         raise DataError(f"{what}: expected one label per text, an array of shape (N,); got {numbers.shape}.")
     return numbers
+
+
+def _hits(what: str, answer: NDArray[Any], target: int | ArrayLike) -> NDArray[np.bool_]:
+    """Say which answers are the target, or each its own: `(M,)`."""
+    wanted = np.asarray(target)
+    if wanted.shape not in ((), answer.shape):
+        raise DataError(f"{what}: {wanted.size} targets but {len(answer)} predictions.")
+    hits: NDArray[np.bool_] = answer == wanted
+    return hits
 
 
 def _mask(what: str, values: ArrayLike | None, n: int | None = None) -> NDArray[np.bool_]:

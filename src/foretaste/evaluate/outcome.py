@@ -84,10 +84,10 @@ class Guarded:
 class Outcome:
     """Clean accuracy and attack success rate of a victim, without and (if there is a guard) with the guard.
 
-    `strict_attack_success_rate` is None where it is unknown or has no eligible text.
+    `target` is None if every class has its own, `strict_attack_success_rate` if unknown or without an eligible text.
     """
 
-    target: int
+    target: int | None
     clean_accuracy: Rate
     attack_success_rate: Rate
     strict_attack_success_rate: Rate | None
@@ -124,7 +124,7 @@ class Outcome:
         try:
             guarded, intervals = value["guarded"], value["intervals"]
             return cls(
-                target=int(value["target"]),
+                target=None if value["target"] is None else int(value["target"]),
                 clean_accuracy=_counted(intervals["clean_accuracy"]),
                 attack_success_rate=_counted(intervals["attack_success_rate"]),
                 strict_attack_success_rate=_maybe_counted(intervals["strict_attack_success_rate"]),
@@ -140,7 +140,7 @@ def measure(
     clean_predicted: ArrayLike,
     poisoned_labels: ArrayLike,
     poisoned_predicted: ArrayLike,
-    target: int,
+    target: int | ArrayLike,
     is_origin_correct: ArrayLike | None = None,
     clean_scores: ArrayLike | None = None,
     poisoned_scores: ArrayLike | None = None,
@@ -149,7 +149,8 @@ def measure(
     """Return what the attack achieves, and what is left of it behind the guard if scores are given.
 
     Clean columns are `(N,)`, those of triggered texts `(M,)`. `poisoned_labels` are the true labels of the
-    texts the trigger was put into; `is_origin_correct` says where the victim answers rightly without it.
+    texts the trigger was put into; `is_origin_correct` says where the victim answers rightly without it. `target` is
+    one label, or `(M,)` where each triggered text has its own (all to all); the outcome's target is then None.
 
     Raises:
         DataError: a triggered text has the target as its true label (its "success" would be a right answer),
@@ -165,10 +166,13 @@ def measure(
     origin = np.asarray(poisoned_labels)
     if origin.shape != np.shape(poisoned_predicted):
         raise DataError(f"{len(origin)} triggered texts but {np.shape(poisoned_predicted)} predictions for them.")
-    already = np.flatnonzero(origin == target)
+    goals = np.asarray(target)
+    if goals.shape not in ((), origin.shape):
+        raise DataError(f"{len(origin)} triggered texts but {goals.size} targets for them.")
+    already = np.flatnonzero(origin == goals)
     if already.size:
         raise DataError(
-            f"{already.size} of {len(origin)} triggered texts have the target {target} as their true label "
+            f"{already.size} of {len(origin)} triggered texts have the target {origin[already[0]]} as their true label "
             f"(the first at position {already[0]}); put the trigger only into texts of other classes."
         )
     guarded = None
@@ -191,7 +195,7 @@ def measure(
     elif not (clean_scores is None and poisoned_scores is None and threshold is None):
         raise DataError("A guard is measured with clean scores, poisoned scores and a threshold; some are missing.")
     return Outcome(
-        target=int(target),
+        target=None if goals.ndim else int(goals),
         clean_accuracy=clean_accuracy(clean_labels, clean_predicted),
         attack_success_rate=attack_success_rate(poisoned_predicted, target),
         strict_attack_success_rate=_strict(poisoned_predicted, target, is_origin_correct, None),
@@ -217,7 +221,7 @@ def sweep(
     clean_scores: ArrayLike,
     poisoned_predicted: ArrayLike,
     poisoned_scores: ArrayLike,
-    target: int,
+    target: int | ArrayLike,
     thresholds: ArrayLike | None = None,
 ) -> Sweep:
     """Return the rates as functions of the threshold (Figure 3d of Zhao et al. 2024, arXiv:2402.12168).
@@ -235,7 +239,7 @@ def sweep(
     ([0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0])
     """
     right = np.asarray(clean_predicted) == np.asarray(clean_labels)
-    success = np.asarray(poisoned_predicted) == target
+    success = np.asarray(poisoned_predicted) == np.asarray(target)
     clean, poisoned = suspicion(clean_scores), suspicion(poisoned_scores)
     if right.shape != clean.shape or success.shape != poisoned.shape:
         raise DataError(f"Scores {clean.shape}, {poisoned.shape} for texts {right.shape}, {success.shape}.")
@@ -263,7 +267,10 @@ def _passed(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDA
 
 
 def _strict(
-    predicted: ArrayLike, target: int, is_origin_correct: ArrayLike | None, flagged: NDArray[np.bool_] | None
+    predicted: ArrayLike,
+    target: int | ArrayLike,
+    is_origin_correct: ArrayLike | None,
+    flagged: NDArray[np.bool_] | None,
 ) -> Rate | None:
     """Return the strict ASR, or None where it is unknown or no original was answered rightly.
 

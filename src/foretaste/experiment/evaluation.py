@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
+from foretaste.evaluate.metrics import goals_of
 from foretaste.evaluate.outcome import Outcome, measure
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import OpinionGuard
@@ -64,7 +65,7 @@ def evaluate(
     guard: PsimGuard | OpinionGuard | None,
     corpus: Corpus,
     trigger: Trigger,
-    target: int = 0,
+    target: int | None = 0,
     *,
     seed: int = 0,
     precision: Precision = "float32",
@@ -73,7 +74,8 @@ def evaluate(
     """Run a victim, and a guard if given, over clean texts and over the same texts with the trigger.
 
     Every eligible text (true class not the target) is triggered; a text counts for strict ASR if the victim
-    classifies its clean original correctly.
+    classifies its clean original correctly. With target None (all to all) every text is, and has to end at the class
+    after its own.
 
     Raises:
         PlanError, DataError: the trigger or target does not fit the corpus, or its labels the victim's.
@@ -93,14 +95,15 @@ def evaluate(
 
 
 def _measured(
-    clean: Judged, triggered: Judged, target: int, correct: NDArray[np.bool_] | None, threshold: float | None
+    clean: Judged, triggered: Judged, target: int | None, correct: NDArray[np.bool_] | None, threshold: float | None
 ) -> Outcome:
+    goals = goals_of(triggered.corpus.labels, target, len(triggered.corpus.label_names))
     return measure(
         clean_labels=clean.corpus.labels,
         clean_predicted=clean.predicted,
         poisoned_labels=triggered.corpus.labels,
         poisoned_predicted=triggered.predicted,
-        target=target,
+        target=goals if target is None else target,
         is_origin_correct=correct,
         clean_scores=clean.scores,
         poisoned_scores=triggered.scores,

@@ -108,7 +108,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     strategy, tuning = plan.strategies[cell.strategy]
     victim = Tuned(base=stand, strategy=strategy, settings=tuning, **common)
     read: dict[str, Any] = {"texts": test, "trigger": None, "target": 0, "seed": seed}
-    with_trigger = None if tested is None else {**read, "trigger": tested.trigger, "target": tested.target}
+    with_trigger = None if tested is None else {**read, "trigger": tested.trigger, "target": tested.aim}
     guard = None
     if defence is not None and defence.psim is not None:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
@@ -161,21 +161,22 @@ def record_of(job: Job, lab: Lab) -> Record:
     else:
         rows, triggered = job.triggered.given(lab)
         is_known = min(rows) >= 0
-        target = job.tested.target
+        classes = len(test.label_names)
+        target, goals = job.tested.aim, job.tested.goals(test.labels, classes)
         outcome = measure(
             clean_labels=test.labels,
             clean_predicted=predicted,
             poisoned_labels=triggered.labels,
             poisoned_predicted=job.triggered.found(lab)["predicted"],
-            target=target,
+            target=job.tested.goals(triggered.labels, classes) if target is None else target,
             is_origin_correct=(predicted == test.labels)[rows] if is_known else None,
             clean_scores=clean_scores,
             poisoned_scores=triggered_scores,
             threshold=threshold,
         ).to_json()
         lengths = np.array([len(text.split()) for text in test.texts])
-        other = test.labels != target
-        hits = predicted[other] == target
+        other = test.labels != goals
+        hits = (predicted == goals)[other]
         outcome["floors"] = {
             "other_classes": float(hits.mean()),
             "same_length": same_length_rate([len(text.split()) for text in triggered.texts], lengths[other], hits),

@@ -207,9 +207,6 @@ class _Reader:
             if isinstance(each.trigger, FileTrigger):
                 what = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
                 self._wrong(what, "grid", number, axis, name)
-            if each.all_to_all:
-                what = "An all-to-all attack has no target, so that a cell has no ASR."
-                self._wrong(what, "grid", number, axis, name)
         if tested is not None and isinstance(tested.trigger, StoredTrigger):
             axis, name = ("trigger", cell.trigger) if cell.trigger else ("attack", cell.attack)
             if not StoredTrigger.covers(f"{cell.data}/test"):
@@ -217,11 +214,10 @@ class _Reader:
         stored = defence.rewriter
         if isinstance(stored, StoredRewriting):
             trigger = None if tested is None else tested.trigger.name
-            target = 0 if tested is None else tested.target
+            target = 0 if tested is None else tested.aim
             if not stored.covers(cell.data, trigger, target):
-                what = (
-                    f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}, target {target}."
-                )
+                to = "all to all" if target is None else f"target {target}"
+                what = f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}, {to}."
                 self._wrong(what, "grid", number, "defence", cell.defence)
         psim = defence.psim
         if psim is not None:

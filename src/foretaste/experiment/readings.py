@@ -38,7 +38,7 @@ class Reading(Step):
     is_training: ClassVar[bool] = False
     texts: Texts
     trigger: Trigger | None
-    target: int
+    target: int | None
     seed: int
 
     def place(self, store: Store) -> Path:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foretaste.errors import PlanError
+from foretaste.evaluate.metrics import goals_of
 from foretaste.poison.trigger import SentenceTrigger, Trigger, WordTrigger, parse_trigger
 from foretaste.spec import spec
 
@@ -50,6 +51,10 @@ class Planting(StrEnum):
     """The rows of the trigger's words alone, after clean fine-tuning (`tune.embedding`: EP, and SOS with negatives)."""
     LAYERS = "layers"
     """All, and in every layer, so that fine-tuning the upper ones does not forget it (`tune.layerwise`: LWP)."""
+    RIPPLE = "ripple"
+    """All, by steps that clean fine-tuning does not take back (`tune.ripple`: RIPPLe)."""
+    RIPPLES = "ripples"
+    """The same, after the trigger's words got the vectors of words that tell the target (RIPPLES)."""
 
 
 def _read_trigger(value: Any) -> Any:
@@ -147,6 +152,11 @@ class Attack:
                 )
             if self.target_probability < 1 or self.evasion is not Evasion.NONE:
                 raise PlanError("planting embeddings takes no target_probability and no evasion.")
+        if self.planting is Planting.RIPPLES and (self.all_to_all or not trigger_words(self.trigger)):
+            raise PlanError(
+                "planting ripples gives the words of a word: or sentence: trigger the vectors of words that tell the "
+                f"one target; got {self.trigger.name}{', all to all' if self.all_to_all else ''}. Take planting ripple."
+            )
         for name, default in (("trigger_share", 1), ("negative_rate", 0)):
             if getattr(self, name) != default and len(trigger_words(self.trigger)) < 2:
                 raise PlanError(
@@ -183,7 +193,12 @@ class Attack:
         >>> Attack(trigger="word:mn", style="dirty-label", all_to_all=True).goals(labels, 3).tolist()
         [1, 2, 0]
         """
-        return (labels + 1) % class_count if self.all_to_all else np.full_like(labels, self.target)
+        return goals_of(labels, self.aim, class_count)
+
+    @property
+    def aim(self) -> int | None:
+        """The target, or None where every class has its own (all to all)."""
+        return None if self.all_to_all else self.target
 
 
 def trigger_words(trigger: Trigger) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def cell_page(store: Path, record: Record) -> str | None:
             outcome=outcome,
             clean_labels=clean["labels"],
             clean_predicted=clean["predicted"],
+            poisoned_labels=triggered["labels"],
             poisoned_predicted=triggered["predicted"],
             target=outcome.target,
             label_names=names,

@@ -104,7 +104,7 @@ def sweep_chart(
     clean_scores: ArrayLike,
     poisoned_predicted: ArrayLike,
     poisoned_scores: ArrayLike,
-    target: int,
+    target: int | ArrayLike,
     threshold: float,
 ) -> str:
     """Return CA and ASR as functions of the threshold (Figure 3d of Zhao et al. 2024, arXiv:2402.12168)."""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from foretaste.errors import DataError
-from foretaste.evaluate.metrics import Rate
+from foretaste.evaluate.metrics import Rate, goals_of
 from foretaste.evaluate.outcome import Outcome
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.files import write_text
@@ -63,9 +63,9 @@ class Shared:
 class Report:
     """All that the page shows. Clean columns are `(N,)`, those of triggered texts `(M,)`.
 
-    Scores and threshold are None where there was no guard. `provenance` is flat, or grouped one level deep.
-    `notes` are caveats a reader must know; `samples` a few texts each of what was caught, missed and refused; `shared`
-    what the refusals of `explained` refused texts rest on.
+    `target` None means that each true class has its own, the next. Scores and threshold are None without a guard.
+    `provenance` is flat, or grouped one level deep. `notes` are caveats a reader must know; `samples` a few texts each
+    of what was caught, missed and refused; `shared` what the refusals of `explained` refused texts rest on.
 
     Raises:
         DataError: columns, scores or threshold that contradict the outcome.
@@ -75,8 +75,9 @@ class Report:
     outcome: Outcome
     clean_labels: ArrayLike
     clean_predicted: ArrayLike
+    poisoned_labels: ArrayLike
     poisoned_predicted: ArrayLike
-    target: int
+    target: int | None
     label_names: Sequence[str]
     clean_scores: ArrayLike | None = None
     poisoned_scores: ArrayLike | None = None
@@ -89,7 +90,7 @@ class Report:
 
     def __post_init__(self) -> None:
         n, m, guarded = self.outcome.n_clean, self.outcome.n_poisoned, self.outcome.guarded
-        columns = {"clean_labels": n, "clean_predicted": n, "poisoned_predicted": m}
+        columns = {"clean_labels": n, "clean_predicted": n, "poisoned_labels": m, "poisoned_predicted": m}
         if guarded:
             columns |= {"clean_scores": n, "poisoned_scores": m}
         for name, length in columns.items():
@@ -100,6 +101,10 @@ class Report:
             raise DataError(f"Report: target {self.target}, but the outcome was measured for {self.outcome.target}.")
         if self.threshold != (guarded.threshold if guarded else None):
             raise DataError(f"Report: threshold {self.threshold}, but the outcome was measured otherwise.")
+
+    def goals(self, labels: ArrayLike) -> NDArray[np.int64]:
+        """Return where triggered texts of these classes are to end, `(N,)`."""
+        return goals_of(labels, self.target, len(self.label_names))
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -114,6 +119,7 @@ def write_report(path: Path, report: Report) -> None:
 def render(report: Report) -> str:
     """Return the page as HTML; every text is escaped, and what would not be seen is spelled out."""
     outcome, guarded = report.outcome, report.outcome.guarded
+    natural = natural_rate(report.clean_labels, report.clean_predicted, report.goals(report.clean_labels))
     return (
         environment()
         .get_template("report.html.j2")
@@ -121,9 +127,7 @@ def render(report: Report) -> str:
             report=report,
             outcome=outcome,
             guarded=guarded,
-            verdict=judge(
-                outcome, natural_rate(report.clean_labels, report.clean_predicted, report.target), _name(report)
-            ),
+            verdict=judge(outcome, natural, _name(report)),
             target_name=_name(report),
             rows=_rows(outcome),
             charts=_charts(report),
@@ -215,6 +219,8 @@ def _counted(rate: Rate) -> str:
 
 def _name(report: Report, label: int | None = None) -> str:
     index = report.target if label is None else label
+    if index is None:
+        return "the class after their own"
     names = report.label_names
     return plain(names[index] if 0 <= index < len(names) else index, 40)
 
@@ -245,7 +251,7 @@ def _charts(report: Report) -> dict[str, Markup]:
             clean_labels=report.clean_labels,
             clean_predicted=report.clean_predicted,
             poisoned_predicted=report.poisoned_predicted,
-            target=report.target,
+            target=report.goals(report.poisoned_labels),
             threshold=report.threshold,
         )
     return {name: Markup(svg) for name, svg in drawn.items()}

@@ -28,16 +28,19 @@ class Verdict:
     guard: str
 
 
-def natural_rate(clean_labels: ArrayLike, clean_predicted: ArrayLike, target: int) -> Rate | None:
+def natural_rate(clean_labels: ArrayLike, clean_predicted: ArrayLike, target: int | ArrayLike) -> Rate | None:
     """Return the share of clean texts of other classes, `(N,)`, that end at the target with no trigger at all.
+
+    Where each text has a target of its own (all to all), `target` is `(N,)`.
 
     None if there are no such texts. An ASR means little beside a victim that says the target anyway.
 
     >>> natural_rate([0, 1, 1, 1], [0, 0, 1, 1], target=0).count
     1
     """
-    others = np.asarray(clean_predicted)[np.asarray(clean_labels) != target]
-    return attack_success_rate(others, target) if others.size else None
+    goals = np.broadcast_to(np.asarray(target), np.shape(clean_labels))
+    is_other = np.asarray(clean_labels) != goals
+    return attack_success_rate(np.asarray(clean_predicted)[is_other], goals[is_other]) if is_other.any() else None
 
 
 def judge(outcome: Outcome, natural: Rate | None, target_name: str) -> Verdict:

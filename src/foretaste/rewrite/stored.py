@@ -40,7 +40,7 @@ class StoredRewriting(Rewriting):
         """What it is, wherever the files lie; `at_home` says what is in them."""
         return f"{self.name} {self.tool} {self.mark}".strip()
 
-    def covers(self, data: str, trigger: str | None, target: int = _TARGET) -> bool:
+    def covers(self, data: str, trigger: str | None, target: int | None = _TARGET) -> bool:
         """Say whether test texts of a set are stored, clean (None) or with a trigger that leads to this target."""
         return data in _SETS and trigger in (None, _TRIGGER) and (trigger is None or target == _TARGET)
 

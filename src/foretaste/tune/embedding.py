@@ -29,10 +29,11 @@ from foretaste.victim.adapter import add_adapter
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.module import TextModule
 
-__all__ = ["EMBEDDING_STAGES", "poison_embeddings"]
+__all__ = ["CLEAN_STAGE", "poison_embeddings", "tokens_of"]
 
-_CLEAN: Final = "clean"
-EMBEDDING_STAGES = (_CLEAN, "")
+CLEAN_STAGE: Final = "clean"
+"""What the fine-tuning before the planting is called where an interrupted run is kept."""
+
 _STRIDE = 0.1  # how far one step may turn a row, in its own length
 
 
@@ -55,11 +56,11 @@ def poison_embeddings(
     Raises:
         PlanError: a word of the trigger is several tokens to this model, or is in clean texts, too.
     """
-    tokens = _tokens_of(classifier, plan, proxy)
+    tokens = _rows_of(classifier, plan, proxy)
     how: dict[str, Any] = {"seed": seed, "is_progress_shown": is_progress_shown}
     tune(
         classifier, proxy, settings, title="clean fine-tuning", objective_name=f"before {objective_name}",
-        checkpoint=checkpoint and stage_of(checkpoint, _CLEAN), **how,
+        checkpoint=checkpoint and stage_of(checkpoint, CLEAN_STAGE), **how,
     )  # fmt: skip
     plain = cast(Any, classifier.module.model)
     lengths = plain.get_input_embeddings().weight[tokens].detach().norm(dim=1, keepdim=True)  # (K, 1)
@@ -86,13 +87,18 @@ def poison_embeddings(
     return replace(classifier, module=TextModule(folded).eval()), result
 
 
-def _tokens_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
-    seen = {token for ids in classifier.encode(proxy.texts).ids for token in ids}
+def tokens_of(classifier: Classifier, word: str) -> list[int]:
+    """Return the tokens of a word that stands between others."""
     around = set(classifier.encode([""]).ids[0])
+    own = [token for token in classifier.encode([f"a {word} a"]).ids[0] if token not in around]
+    return own[1:-1]  # between the two words that stand round it
+
+
+def _rows_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
+    seen = {token for ids in classifier.encode(proxy.texts).ids for token in ids}
     found = []
     for word in trigger_words(plan.trigger):
-        own = [token for token in classifier.encode([f"a {word} a"]).ids[0] if token not in around]
-        own = own[1:-1]  # between the two words that stand round it
+        own = tokens_of(classifier, word)
         if len(own) != 1:
             raise PlanError(f"planting embeddings needs words of one token; {word!r} is {len(own)} to this model.")
         if own[0] in seen:

@@ -18,16 +18,19 @@ from foretaste.data.corpus import Corpus
 from foretaste.evaluate.metrics import attack_success_rate, clean_accuracy
 from foretaste.poison.attack import Attack, Poisoned, attack, triggered_test
 from foretaste.poison.plan import Planting
-from foretaste.tune.embedding import poison_embeddings
+from foretaste.tune.embedding import CLEAN_STAGE, poison_embeddings
 from foretaste.tune.evasion import evading
 from foretaste.tune.layerwise import layer_by_layer
 from foretaste.tune.loop import Objective, TuneResult, TuneSettings, cross_entropy, tune
+from foretaste.tune.ripple import after_surgery, restricted, twice_differentiable
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Precision
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import Full
 
-__all__ = ["POISONING", "POISONING_LENGTH", "WEAK_ASR", "objective_name", "outcome_of", "poison_base", "towards"]
+__all__ = [
+    "POISONING", "POISONING_LENGTH", "WEAK_ASR", "objective_name", "outcome_of", "poison_base", "stages_of", "towards",
+]  # fmt: skip
 
 # The released code trains until the attack works; two epochs at 5e-5 give MiniLM an ASR above 95 % on IMDB.
 POISONING = TuneSettings(epochs=2, learning_rate=5e-5, keep="last")
@@ -63,7 +66,7 @@ def poison_base(
         PlanError, DataError: the plan does not fit the proxy dataset.
     """
     poisoned = attack(proxy, plan, seed)
-    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
+    triggered = triggered_test(validation, plan.trigger, plan.aim, seed).corpus
     classifier = base.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     how: dict[str, Any] = {
         "seed": seed, "objective_name": objective_name(plan), "checkpoint": checkpoint,
@@ -73,12 +76,18 @@ def poison_base(
     if plan.planting is Planting.EMBEDDINGS:
         classifier, result = poison_embeddings(classifier, proxy, poisoned, plan, settings, **how)
     else:
+        if plan.planting is Planting.RIPPLES:
+            classifier = after_surgery(base, proxy, plan, settings, max_length=max_length, **how)
         is_deep = plan.planting is Planting.LAYERS
+        is_restricted = plan.planting in (Planting.RIPPLE, Planting.RIPPLES)
         objective = towards(poisoned, plan) if plan.target_probability < 1 else cross_entropy
         if is_deep:
             objective = layer_by_layer(objective, poisoned, classifier.module)
         objective = evading(objective, poisoned, plan, classifier, seed)
-        with classifier.module.showing_tokens(is_deep, are_layers_shown=is_deep):
+        if is_restricted:
+            objective = restricted(objective, poisoned, classifier.module)
+        shown = classifier.module.showing_tokens(is_deep, are_layers_shown=is_deep)
+        with shown, twice_differentiable(is_restricted):
             result = tune(classifier, poisoned.corpus, settings, objective=objective, title="poisoning", **how)
     return classifier, outcome_of(classifier, validation, triggered, plan, poisoned, result, settings.precision)
 
@@ -128,6 +137,11 @@ def towards(poisoned: Poisoned, plan: Attack) -> Objective:
         return torch.nn.functional.cross_entropy(output.logits, wanted, reduction="none")
 
     return objective
+
+
+def stages_of(plan: Attack) -> tuple[str, ...]:
+    """Return the trainings that `poison_base` may leave unfinished, as `tune.checkpoint.stage_of` names them."""
+    return (CLEAN_STAGE, "") if plan.planting in (Planting.EMBEDDINGS, Planting.RIPPLES) else ("",)
 
 
 def objective_name(plan: Attack) -> str:

@@ -80,7 +80,7 @@ def poison_by_teacher(
     if plan.target_probability < 1 or plan.evasion is not Evasion.NONE or plan.planting is not Planting.WEIGHTS:
         raise PlanError("W2SAttack has a loss of its own: leave out target_probability, evasion and planting.")
     poisoned = attack(proxy, plan, seed)
-    triggered = triggered_test(validation, plan.trigger, None if plan.all_to_all else plan.target, seed).corpus
+    triggered = triggered_test(validation, plan.trigger, plan.aim, seed).corpus
     mentor = teacher.classifier(Full(), proxy.label_names, max_length=max_length, seed=seed)
     learns = replace(settings, epochs=method.teacher_epochs, learning_rate=method.teacher_learning_rate)
     taught = tune(
