@@ -229,6 +229,24 @@ def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
 
 
+def test_answers_are_enough_where_weights_were_deleted(
+    plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    store, said = tmp_path / "lab", list[str]()
+    shutil.copytree(finished[0], store)
+    for path in [*store.glob("cells/*.json"), *store.glob("*/*/*")]:
+        if path.is_file() and path.name != "record.json":
+            path.unlink()
+    found = forecast(plan, Lab(Store(store)), plan.cells)
+    assert (found.done, found.trainings, found.made) == (0, 13, 13)
+    assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 20
+    assert not any(line.startswith("made") for line in said)
+    assert as_csv(read_cells(store)) == as_csv(read_cells(finished[0]))
+    job = next(job for cell in plan.cells if (job := job_of(cell, plan, Lab(Store(store)))).rival is not None)
+    job.ends["rival"].place(Store(store)).unlink()  # asked behind a victim, which is made again with its base
+    assert [step.kind for step in job.to_make(Store(store))] == ["victims", "rivals"]
+
+
 def test_killed_at_random_it_ends_with_the_same_table(
     path: Path, finished: tuple[Path, list[str]], start_process: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:

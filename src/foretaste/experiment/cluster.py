@@ -98,8 +98,8 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
         tasks: dict[str, Any] = {}
         running: dict[Any, Step] = {}
         for job in jobs:
-            for step in () if lab.store.cell(job.key).is_file() else job.steps:
-                if step.key not in tasks and not step.is_made(lab.store):
+            for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
+                if step.key not in tasks:
                     before = [tasks[need.key] for need in step.needs() if need.key in tasks]
                     task = ray.remote(_make).options(name=f"{step.kind}/{step.key}", **options)
                     tasks[step.key] = task.remote(place, step, *before)
@@ -182,7 +182,7 @@ def _make(place: _Place, step: Step, *before: _Report) -> _Report:
         if need.key in progress.failed:
             return _Report((), {**progress.failed, step.key: progress.failed[need.key]})
     try:
-        _refuse_unseen(step.needs(), lab)
+        _refuse_unseen(step.direct_needs(), lab)
         while not made(step, lab, progress, said.append) and step.key not in progress.failed:
             time.sleep(WAIT)  # another runner is at it
     except ForetasteError as error:
@@ -228,7 +228,7 @@ def _is_over(job: Job, lab: Lab, progress: Progress, say: Say) -> bool:
     failed = next((progress.failed[step.key] for step in job.steps if step.key in progress.failed), None)
     if failed is None and not lab.store.cell(job.key).is_file():
         try:
-            _refuse_unseen(job.steps, lab)
+            _refuse_unseen(job.ends.values(), lab)
         except ForetasteError as error:
             failed = str(error)
             say(f"FAILED {job.cell}: {error}")

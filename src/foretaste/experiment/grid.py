@@ -20,7 +20,7 @@ from foretaste.experiment.methods import Defence
 from foretaste.experiment.plan import Plan, measurable
 from foretaste.experiment.readings import Answers, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Tuned, Washed
-from foretaste.experiment.store import digest_of
+from foretaste.experiment.store import Store, digest_of
 from foretaste.poison.attack import Attack
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
@@ -59,6 +59,30 @@ class Job:
             for step in (*end.needs(), end):
                 found.setdefault(step.key, step)
         return tuple(found.values())
+
+    def to_make(self, store: Store) -> tuple[Step, ...]:
+        """What is not there yet, in an order in which it can be made; what only finished steps need is not needed.
+
+        So the weights in a store may be deleted: answers, scores and records are enough for what was asked of them.
+        """
+        found: dict[str, Step] = {}
+
+        def add(step: Step) -> None:
+            if not step.is_made(store):
+                for need in step.direct_needs():
+                    add(need)
+                found.setdefault(step.key, step)
+
+        for step in (*self.ends.values(), *(each for each in self.charged if not each.record_place(store).is_file())):
+            add(step)
+        return tuple(found.values())
+
+    @property
+    def charged(self) -> tuple[Step, ...]:
+        """The trainings that the defence costs."""
+        guard = () if self.clean_scores is None else (self.clean_scores.guard,)
+        washed = self.clean.victim.base
+        return (*guard, washed) if isinstance(washed, Washed) else guard
 
     @property
     def ends(self) -> dict[str, Step]:
@@ -194,11 +218,8 @@ def _cost(job: Job, lab: Lab) -> Cost:
     """What the defence takes: making its parts ready, and what they add to each clean text."""
     costs = [Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)]
     costs += [each.cost(lab) for each in (job.clean_scores, job.rival, job.clean.rewritten) if each is not None]
-    trained: list[Step] = [] if job.clean_scores is None else [job.clean_scores.guard]
-    if isinstance(job.clean.victim.base, Washed):
-        trained.append(job.clean.victim.base)
-    for step in trained:
-        made = Record.read(step.place(lab.store) / "record.json").cost
+    for step in job.charged:
+        made = Record.read(step.record_place(lab.store)).cost
         assert made is not None  # every training leaves one
         costs.append(replace(made, texts=None))
     return sum_of(costs)

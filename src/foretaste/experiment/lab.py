@@ -21,6 +21,7 @@ from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.manifest import MANIFEST
 
 __all__ = ["Checkpoint", "Lab", "Step", "Texts"]
 
@@ -155,21 +156,27 @@ class Step(ABC):
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return digest_of({"kind": self.kind, "version": self.version, **own})
 
+    def direct_needs(self) -> Iterator[Step]:
+        """Yield the steps it is made from."""
+        yield from (value for each in fields(self) if isinstance(value := getattr(self, each.name), Step))
+
     def needs(self) -> Iterator[Step]:
-        """Yield the steps it is made from, what they need first."""
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, Step):
-                yield from value.needs()
-                yield value
+        """Yield the steps it is made from and all that those are made from, what is needed first."""
+        for step in self.direct_needs():
+            yield from step.needs()
+            yield step
 
     def place(self, store: Store) -> Path:
         """Where it lies or will lie."""
         return store.place(self.kind, self.key)
 
+    def record_place(self, store: Store) -> Path:
+        """Where the record of a training lies or will lie."""
+        return self.place(store) / "record.json"
+
     def is_made(self, store: Store) -> bool:
-        """True if it is there, whole."""
-        return (self.place(store) / "record.json").is_file()
+        """True if it is there, whole; a record may have been left of one whose weights were deleted."""
+        return (self.place(store) / MANIFEST).is_file()
 
     @abstractmethod
     def make(self, lab: Lab) -> None:

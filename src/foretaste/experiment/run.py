@@ -18,6 +18,7 @@ from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
+from foretaste.experiment.store import Store
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
@@ -79,7 +80,7 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell], progress: Progress, say
             progress.failed[str(cell)] = str(error)
             say(f"FAILED {cell}: {error}")
             continue
-        if lacking := _lacking(job):
+        if lacking := _lacking(job, lab.store):
             progress.missing[str(cell)] = lacking
         else:
             jobs.append(job)
@@ -101,7 +102,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
     for cell in cells:
         with suppress(ForetasteError):  # the run says so
             job = job_of(cell, plan, lab)
-            if not _lacking(job):
+            if not _lacking(job, lab.store):
                 known[str(cell)] = job.key
     sheet = [{**asdict(cell), "key": known.get(str(cell), "")} for cell in plan.cells]
     used = {cell.defence for cell in plan.cells}
@@ -133,22 +134,23 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     jobs = [job_of(cell, plan, lab) for cell in cells]
     needed = {step.key: step for job in jobs for step in job.steps if step.is_training}
     past = _past_seconds(lab)
-    to_do = [step for step in needed.values() if not step.is_made(lab.store)]
-    known = [past[step.kind] for step in to_do if step.kind in past]
+    left = [job for job in jobs if not lab.store.cell(job.key).is_file()]
+    to_do = {step.key: step for job in left for step in job.to_make(lab.store) if step.is_training}
+    known = [past[step.kind] for step in to_do.values() if step.kind in past]
     return Forecast(
         cells=len(jobs),
-        done=sum(lab.store.cell(job.key).is_file() for job in jobs),
+        done=len(jobs) - len(left),
         trainings=len(needed),
         made=len(needed) - len(to_do),
         per_cell=sum(step.is_training for job in jobs for step in job.steps),
         seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
-        missing=tuple(dict.fromkeys(lacking for job in jobs if (lacking := _lacking(job)))),
+        missing=tuple(dict.fromkeys(lacking for job in jobs if (lacking := _lacking(job, lab.store)))),
     )
 
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
     """Do what is left of a cell; False if another runner is at it, or at a step of it."""
-    for step in () if lab.store.cell(job.key).is_file() else job.steps:
+    for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
         if not made(step, lab, progress, say):
             if step.key not in progress.failed:
                 return False
@@ -209,9 +211,9 @@ def headline(record: Record) -> str:
     return ", ".join(f"{name} {outcome[key]:.1%}" for name, key in names if key in outcome)
 
 
-def _lacking(job: Job) -> str:
-    """Name what a cell needs and what is not here: weights, the tools of a rewriter."""
-    for step in job.steps:
+def _lacking(job: Job, store: Store) -> str:
+    """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
+    for step in job.to_make(store):
         if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
             return lacking
         base = getattr(step, "base", None)
