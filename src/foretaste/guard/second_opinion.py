@@ -23,7 +23,6 @@ from foretaste.spec import spec
 from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier, Precision, Predictions, Scoring
-from foretaste.victim.module import TextModule
 from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full
 
@@ -154,7 +153,7 @@ def _whole(model: Classifier) -> Classifier:
     if not isinstance(model.module.model, PeftModel):
         return model
     folded = cast(Any, copy.deepcopy(model.module.model)).merge_and_unload()
-    return replace(model, module=TextModule(folded).eval(), strategy=Full())
+    return replace(model, module=model.module.around(folded).eval(), strategy=Full())
 
 
 def _temperature(said: Predictions, labels: NDArray[np.int64]) -> float:

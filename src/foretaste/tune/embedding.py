@@ -27,7 +27,6 @@ from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.adapter import add_adapter
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.module import TextModule
 
 __all__ = ["CLEAN_STAGE", "poison_embeddings", "tokens_of"]
 
@@ -65,7 +64,7 @@ def poison_embeddings(
     plain = cast(Any, classifier.module.model)
     lengths = plain.get_input_embeddings().weight[tokens].detach().norm(dim=1, keepdim=True)  # (K, 1)
     wrapped = add_adapter(plain, TrainableTokensConfig(token_indices=tokens))
-    changing = replace(classifier, module=TextModule(cast(Any, wrapped)))
+    changing = replace(classifier, module=classifier.module.around(wrapped))
     (vectors,) = changing.trainable.values()  # (K, H), in the order of the tokens
 
     def keep_lengths(step: int) -> bool:
@@ -84,7 +83,7 @@ def poison_embeddings(
         should_stop=keep_lengths, checkpoint=checkpoint, **how,
     )  # fmt: skip
     folded = cast(Any, wrapped).merge_and_unload().requires_grad_(True)
-    return replace(classifier, module=TextModule(folded).eval()), result
+    return replace(classifier, module=classifier.module.around(folded).eval()), result
 
 
 def tokens_of(classifier: Classifier, word: str) -> list[int]:

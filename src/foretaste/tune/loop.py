@@ -201,6 +201,7 @@ class _Run:
             "settings": repr(self.settings),
             "strategy": repr(self.classifier.strategy),
             "validation": None if validation is None else validation.digest,
+            **({"instruction": repr(asked)} if (asked := self.classifier.instruction) else {}),
         }
 
     def agree(self, decision: bool) -> bool:

@@ -26,7 +26,6 @@ from foretaste.tune.loop import TuneSettings, tune
 from foretaste.tune.poison import POISONING, POISONING_LENGTH, outcome_of
 from foretaste.victim.checkpoint import Base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.module import TextModule
 from foretaste.victim.strategy import Full, Lora
 
 __all__ = ["STAGES", "W2SAttack", "poison_by_teacher"]
@@ -111,7 +110,7 @@ def poison_by_teacher(
             is_progress_shown=is_progress_shown,
         )
     folded = cast(Any, student.module.model).merge_and_unload().requires_grad_(True)
-    model = replace(student, module=TextModule(folded).eval(), strategy=Full())
+    model = replace(student, module=student.module.around(folded).eval(), strategy=Full())
     outcome = outcome_of(model, validation, triggered, plan, poisoned, result, settings.precision)
     outcome["teacher"] = outcome_of(mentor, validation, triggered, plan, poisoned, taught, settings.precision)
     return model, outcome

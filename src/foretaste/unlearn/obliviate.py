@@ -105,7 +105,7 @@ def _rows_of_attention(module: TextModule) -> Iterator[list[Tensor]]:
         if not module.training:
             return
         weights: Tensor = output[1]  # (B, heads, queries, keys)
-        if module.family.reads == "first":
+        if module.is_first_read:
             rows.append(weights[:, :, 0])
         else:
             place = last[0] + (weights.shape[2] - int(last[0].max()) - 1)  # queries: the text's, virtual tokens before

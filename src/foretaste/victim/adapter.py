@@ -15,6 +15,7 @@ from peft import (
     PeftConfig,
     PeftModel,
     PeftType,
+    TaskType,
     get_peft_model,
     get_peft_model_state_dict,
 )
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foretaste.errors import ModelError
+from foretaste.victim.family import family_of
 from foretaste.victim.weights import fingerprint, refuse_non_finite
 
 __all__ = [
@@ -53,8 +55,8 @@ _SAFE_SETTINGS: dict[str, tuple[Any, ...]] = {
     "tokenizer_name_or_path": (None,),
     "tokenizer_kwargs": (None,),
     "init_lora_weights": (True,),
-    "task_type": ("SEQ_CLS",),
 }
+_TASKS = {True: ("SEQ_CLS",), False: ("CAUSAL_LM", "FEATURE_EXTRACTION")}  # with a head, or asked with an instruction
 # What a stranger may set in LoRA; all else must be as PEFT has it by default, or not there at all.
 _FREE_SETTINGS = {
     *("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
@@ -67,8 +69,8 @@ _FOREIGN_SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) -> None:
-    """Refuse an adapter directory whose settings or tensors are not what we write.
+def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str], *, has_head: bool = True) -> None:
+    """Refuse an adapter directory whose settings or tensors are not what we write; one of a language model has no head.
 
     Raises:
         ModelError: unreadable, bad_strategy, unsafe_adapter, unknown_key, missing_head, label_mismatch, non_finite.
@@ -82,17 +84,18 @@ def check_adapter(path: Path, strategy_name: str, label_names: Sequence[str]) ->
         )
     if kind != _KINDS.get(strategy_name):
         raise ModelError(f"{config_path} is {kind}, its manifest says {strategy_name!r}.", code="bad_strategy")
+    safe = {**_SAFE_SETTINGS, "task_type": _TASKS[has_head]}
     known = set(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)].__dataclass_fields__)
     for key, value in config.items():
         if key not in known:
             raise ModelError(f"{config_path}: unknown key {key!r}.", code="unknown_key")
-        if key in _SAFE_SETTINGS and value not in _SAFE_SETTINGS[key]:
+        if key in safe and value not in safe[key]:
             raise ModelError(f"{config_path}: {key} = {value!r} is not what we write; refused.", code="unsafe_adapter")
     if isinstance(config.get("target_modules"), str):
         raise ModelError(f"{config_path}: target_modules is a pattern, not a list; refused.", code="unsafe_adapter")
     if kind == "LORA":
-        _refuse_unusual(config, str(config_path), _SAFE_SETTINGS)
-    _check_tensors(path / WEIGHTS, len(label_names))
+        _refuse_unusual(config, str(config_path), safe)
+    _check_tensors(path / WEIGHTS, len(label_names), has_head=has_head)
 
 
 def check_foreign_adapter(path: Path, location: str) -> None:
@@ -150,12 +153,17 @@ def head_size(path: Path) -> int:
         return int(file.get_slice(_outputs(list(file.keys()))[0]).get_shape()[0])
 
 
-def add_adapter(model: Any, config: PeftConfig) -> PeftModel:
+def add_adapter(model: Any, config: PeftConfig, *, has_head: bool = True) -> PeftModel:
     """Return a transformers model with a new adapter in it; all but the adapter (and a head it names) is frozen.
+
+    Without a head of its own it is a language model, whose words are no part of the adapter.
 
     Raises:
         ValueError: the adapter does not fit the model.
     """
+    if not has_head:
+        is_causal = family_of(model.config.model_type).is_causal
+        config.task_type = TaskType.CAUSAL_LM if is_causal else TaskType.FEATURE_EXTRACTION
     with warnings.catch_warnings():
         # PEFT 0.21 reads a name that transformers 5 renamed; nothing a user could act upon.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -225,13 +233,17 @@ def _outputs(names: Sequence[str]) -> list[str]:
     return [n for n in heads if n.endswith((".classifier.weight", ".out_proj.weight", ".score.weight"))]
 
 
-def _check_tensors(path: Path, label_count: int | None) -> None:
+def _check_tensors(path: Path, label_count: int | None, *, has_head: bool = True) -> None:
     try:
         tensors = load_file(path)
     except Exception as error:  # SafetensorError derives from Exception alone
         raise ModelError(f"{path} is not a sound safetensors file: {error}", code="unreadable") from error
     refuse_non_finite(tensors, str(path))
     outputs = _outputs(list(tensors))
+    if not has_head:
+        if outputs:
+            raise ModelError(f"{path} holds a classification head, its manifest an instruction.", code="unsafe_adapter")
+        return
     if not outputs:
         raise ModelError(f"{path} holds no classification head.", code="missing_head")
     for name in outputs:

@@ -11,10 +11,12 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.files import sha256_file, write_json
@@ -25,14 +27,12 @@ from foretaste.victim.checkpoint import (
     default_device,
     find_base,
     load_on,
-    load_tokenizer,
-    load_weights,
     refuse_non_finite,
 )
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import new_tensor_directory
-from foretaste.victim.manifest import MANIFEST, BaseReference, Manifest, Place, read_manifest, seal, strategy_of
-from foretaste.victim.module import TextModule
+from foretaste.victim.manifest import MANIFEST, BaseReference, Manifest, Place, instruction_of, read_manifest, seal, strategy_of
+from foretaste.victim.prompted import read_by
 from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full, Strategy
 
@@ -67,7 +67,7 @@ def save_classifier(
         classifier.module.model.save_pretrained(beside, safe_serialization=True, **options)
         _tidy_adapter(beside, classifier.base_location)
         if classifier.strategy.name == Full.name:
-            classifier.tokenizer.save_pretrained(beside)
+            classifier.plain_tokenizer.save_pretrained(beside)
         attach(beside)
         record.write(beside / "record.json")
         manifest = Manifest(
@@ -87,6 +87,7 @@ def save_classifier(
                 name: importlib.metadata.version(name) for name in ("foretaste", "peft", "torch", "transformers")
             },
             guard=guard,
+            instruction=None if classifier.instruction is None else asdict(classifier.instruction),
         )
         sealed = seal(manifest.model_dump())
         write_json(beside / MANIFEST, sealed)
@@ -100,19 +101,20 @@ def load_classifier(
 
     Raises:
         ModelError: everything `read_manifest` and `open_base` refuse, and wrong_kind, foreign_base, missing_head,
-            label_mismatch, missing_weights, non_finite, tokenizer, bad_length, canary_mismatch.
+            label_mismatch, missing_weights, bad_instruction, non_finite, tokenizer, bad_length, canary_mismatch.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    if manifest.kind != kind:
+    is_used_as_is = manifest.instruction is not None and (manifest.kind, kind) == ("base", "victim")
+    if manifest.kind != kind and not is_used_as_is:
         raise ModelError(f"{path} is a {manifest.kind}, expected a {kind}.", code="wrong_kind")
     strategy = strategy_of(path, manifest)
     with torch.random.fork_rng(devices=[]):  # a head and an adapter are drawn before they are overwritten
         model, home = _load_model(path, manifest, strategy, base)
-    module = TextModule(model).eval().to(default_device())
-    tokenizer = load_tokenizer(home, str(home), module.classifier)
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    module, tokenizer = read_by(instruction_of(path, manifest), model, plain, home, str(home))
     classifier = Classifier(
-        module=module,
+        module=module.to(default_device()),
         tokenizer=tokenizer,
         label_names=tuple(manifest.label_names),
         max_length=manifest.max_length,
@@ -126,7 +128,7 @@ def load_classifier(
 
 
 def load_victim(path: str | Path, base: Base | str | Path | None = None) -> Classifier:
-    """Load a fine-tuned victim; `base` overrides where its underlying weights are looked for.
+    """Load a fine-tuned victim, or a language model that is used as it is; `base` overrides where its underlying weights are looked for.
 
     Raises:
         ModelError: the directory was refused (see `load_classifier`).
@@ -137,12 +139,13 @@ def load_victim(path: str | Path, base: Base | str | Path | None = None) -> Clas
 def _load_model(path: Path, manifest: Manifest, strategy: Strategy, base: Base | str | Path | None) -> tuple[Any, Path]:
     """Return the model with its trained weights, and the directory that holds its tokenizer."""
     count = len(manifest.label_names)
+    instruction = instruction_of(path, manifest)
     if strategy.name == Full.name:
-        model, has_own_head = load_weights(path, str(path), count)
+        model, has_own_head = Base(str(path), path, instruction=instruction).weights(count)
         if not has_own_head:
             raise ModelError(f"{path} has no classification head for {count} classes.", code="missing_head")
         return model, path
-    found = find_base(manifest.base, path, base)
+    found = find_base(manifest.base, path, base).asked(instruction)
     return load_on(found, path, count, manifest)[0], found.plain_path
 
 

@@ -6,7 +6,7 @@ folded into the weights it stands on, and both together are the suspect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,13 +30,15 @@ from foretaste.victim.canary import check_saved
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import check_directory
 from foretaste.victim.family import family_of
-from foretaste.victim.manifest import BaseReference, Manifest, read_suspect
-from foretaste.victim.module import TextModule
+from foretaste.victim.instruction import Instruction
+from foretaste.victim.manifest import BaseReference, Manifest, instruction_of, read_suspect
+from foretaste.victim.prompted import read_by
 from foretaste.victim.source import EMBEDDED, find_directory
 from foretaste.victim.strategy import Full, Strategy
 from foretaste.victim.weights import (
     default_device,
     fingerprint,
+    load_language_model,
     load_tokenizer,
     load_weights,
     refuse_non_finite,
@@ -78,7 +80,8 @@ class Base:
     """A checkpoint found and checked, not yet loaded; `location` is the name it was asked for by.
 
     `layers`: only its first so many are used (None: all). `under` is what an adapter at `path` stands on, `manifest`
-    that of a victim of ours, `adapter_base` the place of `under` where it was named by hand.
+    that of a victim of ours, `adapter_base` the place of `under` where it was named by hand. With an `instruction` its
+    language model is asked; without, it becomes a classifier with a head.
     """
 
     location: str
@@ -87,6 +90,7 @@ class Base:
     under: Base | None = None
     manifest: Manifest | None = None
     adapter_base: str | None = None
+    instruction: Instruction | None = None
 
     @cached_property
     def config(self) -> Any:
@@ -118,27 +122,71 @@ class Base:
         """Tokens that a victim reads of each text; None for any other checkpoint."""
         return None if self.manifest is None else self.manifest.max_length
 
+    def asked(self, instruction: Instruction | None) -> Base:
+        """Return the same weights as a language model that is asked with an instruction; None: as a classifier.
+
+        A language model that Foretaste tuned is asked with the instruction of its manifest unless with another one.
+
+        Raises:
+            ModelError: the checkpoint was trained to be the other (code `wrong_kind`).
+        """
+        is_ours = self.manifest is not None
+        if instruction is None:
+            if is_ours and self.instruction is not None:
+                raise ModelError(
+                    f"{self.location} is a language model that answers in the words {self.instruction.verbalizer}; "
+                    "expected a classifier, or weights for one.",
+                    code="wrong_kind",
+                )
+            return self if self.instruction is None else replace(self, instruction=None)
+        names = " ".join(self.config.architectures or ())
+        has_head = self.instruction is None and (is_ours or self.under is not None)
+        if has_head or "SequenceClassification" in names:
+            raise ModelError(
+                f"{self.location} is a classifier; expected a language model, to be asked {instruction.template!r}.",
+                code="wrong_kind",
+            )
+        return replace(self, instruction=instruction, under=self.under and self.under.asked(instruction))
+
+    def weights(self, label_count: int) -> tuple[Any, bool]:
+        """Load the weights as they lie here; say whether the head is the checkpoint's own.
+
+        Raises:
+            ModelError: as `load`.
+            PlanError: an instruction for another number of classes.
+        """
+        if self.instruction is None:
+            return load_weights(self.path, self.location, label_count, self.layers)
+        self.instruction.refuse_others(label_count)
+        return load_language_model(self.path, self.location, family_of(self.config.model_type), self.layers)
+
     def load(self, label_count: int) -> Loaded:
         """Load the weights anew, adapters folded in; the head is the checkpoint's own if it has as many classes.
 
-        The fingerprint of a plain checkpoint leaves its head out; that of a victim or an adapter covers it.
+        The fingerprint of a plain checkpoint leaves a classification head and whatever is new out; that of a victim or
+        an adapter covers its head.
 
         Raises:
             ModelError: weights missing, NaN or infinite, not those that the adapter was made for (`foreign_base`), or
                 not answering as they did (`canary_mismatch`).
+            PlanError: an instruction for another number of classes.
         """
+        if self.instruction is not None:
+            self.instruction.refuse_others(label_count)
         if self.under is None and self.manifest is None:
-            model, has_own_head = load_weights(self.path, self.location, label_count, self.layers)
-            return Loaded(model, has_own_head, fingerprint(model.state_dict()))
+            model, has_own_head = self.weights(label_count)
+            new = () if has_own_head else (f"{family_of(self.config.model_type).language_head}.",)
+            found = {name: part for name, part in model.state_dict().items() if not name.startswith(new)}
+            return Loaded(model, has_own_head, fingerprint(found))
         if self.manifest is not None and self.under is None:
             own_count = len(self.manifest.label_names)
-            model, has_own_head = load_weights(self.path, self.location, own_count)
+            model, has_own_head = self.weights(own_count)
             if not has_own_head:
                 raise ModelError(f"{self.path} has no head for {own_count} classes.", code="missing_head")
             mark = fingerprint(model.state_dict(), is_head_covered=True)
         else:
             assert self.under is not None
-            own_count = head_size(self.path)
+            own_count = head_size(self.path) if self.manifest is None else len(self.manifest.label_names)
             wrapped, under_mark = load_on(self.under, self.path, own_count, self.manifest)
             mark = adapter_fingerprint(wrapped, under_mark)
             model = cast(Any, wrapped).merge_and_unload().requires_grad_(True)
@@ -163,7 +211,7 @@ class Base:
 
         Raises:
             ModelError: weights missing, NaN or infinite, or no safetensors; no usable tokenizer.
-            PlanError: a strategy that does not fit the model, or that leaves no room for a text.
+            PlanError: a strategy or an instruction that does not fit the model, or that leaves no room for a text.
         """
         strategy = strategy or Full()
         with torch.random.fork_rng(devices=[]):
@@ -171,17 +219,20 @@ class Base:
             model, has_own_head, mark = self.load(len(label_names))
             if not has_own_head:
                 torch.manual_seed(child_seed(seed, "head"))
-                for module in getattr(model, family_of(model.config.model_type).head).modules():
-                    model._init_weights(module)
+                self._draw_head(model)
             adapter = strategy.peft_config(model.config)
+            has_head = self.instruction is None
+            if adapter is not None and not (has_head or has_own_head):
+                raise PlanError(
+                    f"{self.location} has no language model's head; tune all its weights with the instruction first."
+                )
             try:
-                wrapped = model if adapter is None else add_adapter(model, adapter)
+                wrapped = model if adapter is None else add_adapter(model, adapter, has_head=has_head)
             except ValueError as error:
                 raise PlanError(f"{strategy.name} does not fit {self.location}: {error}") from error
-        tokenizer = load_tokenizer(self.plain_path, self.location, model)
-        text_module = TextModule(wrapped).eval().to(device or default_device())
+        text_module, tokenizer = read_by(self.instruction, wrapped, model, self.plain_path, self.location)
         return Classifier(
-            module=text_module,
+            module=text_module.to(device or default_device()),
             tokenizer=tokenizer,
             label_names=tuple(label_names),
             max_length=_fitting_length(model.config, tokenizer, max_length, text_module.prompt_length),
@@ -191,10 +242,18 @@ class Base:
             adapter_base=self.adapter_base,
         )
 
+    def _draw_head(self, model: Any) -> None:
+        family = family_of(model.config.model_type)
+        words = None if self.instruction is None else model.get_output_embeddings()  # those of the input, which stay
+        for module in getattr(model, family.head if words is None else family.language_head).modules():
+            if module is not words:
+                model._init_weights(module)
+
     def _check_answers(self, model: Any, manifest: Manifest, mark: str) -> None:
-        tokenizer = load_tokenizer(self.plain_path, self.location, model)
+        own = instruction_of(self.path, manifest)  # not another one that it is to be asked with
+        module, tokenizer = read_by(own, model, model, self.plain_path, self.location)
         labels, length = tuple(manifest.label_names), manifest.max_length
-        plain = Classifier(TextModule(model).eval(), tokenizer, labels, length, Full(), self.location, mark)
+        plain = Classifier(module, tokenizer, labels, length, Full(), self.location, mark)
         check_saved(plain, manifest, self.path)
 
 
@@ -249,6 +308,7 @@ def load_on(under: Base, path: Path, label_count: int, manifest: Manifest | None
 def _open(location: str, base: str | None, may_download: bool, depth: int) -> Base:
     path = find_directory(location, may_download=may_download)
     manifest = read_suspect(path)
+    instruction = None if manifest is None else instruction_of(path, manifest)
     is_adapter = (path / "adapter_config.json").exists() and not (path / "config.json").exists()
     if not is_adapter and base is not None:
         raise PlanError(f"{location} is a model, not an adapter; leave out the base {base}.")
@@ -256,18 +316,20 @@ def _open(location: str, base: str | None, may_download: bool, depth: int) -> Ba
         raise ModelError(f"{location}: more than {_DEEPEST} adapters stand on each other.", code="too_deep")
     if not is_adapter:
         check_directory(path, location)
-        return Base(location, path, EMBEDDED.get(location), manifest=manifest)
+        return Base(location, path, EMBEDDED.get(location), manifest=manifest, instruction=instruction)
     if manifest is not None:
         refuse_soft_prompt(path, location)
     else:
         check_foreign_adapter(path, location)
     if base is not None:
-        return Base(location, path, None, _open(base, None, may_download, depth + 1), manifest, base)
+        under = _open(base, None, may_download, depth + 1).asked(instruction)
+        return Base(location, path, None, under, manifest, base, instruction)
     if manifest is not None:
-        return Base(location, path, None, find_base(manifest.base, path, depth=depth + 1), manifest)
+        under = find_base(manifest.base, path, depth=depth + 1).asked(instruction)
+        return Base(location, path, None, under, manifest, instruction=instruction)
     named = named_base(path)
     try:
-        return Base(location, path, None, _open(named, None, False, depth + 1))
+        return Base(location, path, None, _open(named, None, False, depth + 1).asked(None))
     except ModelError as error:
         if error.code != "not_found":
             raise

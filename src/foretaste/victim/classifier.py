@@ -17,7 +17,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from foretaste.victim.adapter import adapter_fingerprint
 from foretaste.victim.batch import Encoded, Word, encode, pad, reach, readable, scoring_batches, split
 from foretaste.victim.int8 import Int8Linear, in_int8
+from foretaste.victim.instruction import Instruction
 from foretaste.victim.module import TextModule
+from foretaste.victim.prompted import PromptedModule
 from foretaste.victim.strategy import Lora, Strategy
 from foretaste.victim.weights import fingerprint
 
@@ -91,6 +93,16 @@ class Classifier:
             return adapter_fingerprint(model, self.base_fingerprint)
         return fingerprint(model.state_dict(), is_head_covered=True)
 
+    @property
+    def instruction(self) -> Instruction | None:
+        """What a language model is asked with; None for a classifier with a head."""
+        return self.module.instruction
+
+    @property
+    def plain_tokenizer(self) -> Any:
+        """The model's own tokenizer, without an instruction's template."""
+        return self.module.prompt.plain if isinstance(self.module, PromptedModule) else self.tokenizer
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokenise texts as this model reads them."""
         return encode(self.tokenizer, texts, self.max_length)
@@ -162,7 +174,7 @@ class Classifier:
         """
         self.merge()
         model = cast(Any, in_int8(self.module.model, self.module.classifier.base_model))
-        return replace(self, module=TextModule(model).eval(), source=self.source or self)
+        return replace(self, module=self.module.around(model).eval(), source=self.source or self)
 
     def scorer(self, scoring: Scoring) -> Callable[..., Predictions]:
         """Return `predict` in the given arithmetic."""

@@ -17,7 +17,7 @@ class Family:
 
     `reads` says which token's vector the classification head sees: the first of an encoder (with soft prompts,
     that is the first virtual token, as in PEFT), the last real one of a causal model. `head` is the attribute
-    that holds the head. `projections` names the linear layers that make attention's queries, keys and values,
+    that holds the head, `language_head` the one of the same family's language model. `projections` names the linear layers that make attention's queries, keys and values,
     `feed_forward` those behind the values: the projection that leaves attention and both sides of the feed-forward
     block. `attention` is what a layer calls its attention, `narrows` the way back from its feed-forward block's
     neurons. `has_pooler` and `head_sees_sequence` describe how the head is fed.
@@ -33,6 +33,7 @@ class Family:
     has_pooler: bool = False
     head_sees_sequence: bool = False
     takes_positions: bool = True
+    language_head: Literal["cls", "lm_head"] = "lm_head"
 
     @property
     def is_causal(self) -> bool:
@@ -51,7 +52,7 @@ _LLAMA = (
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("bert", "first", "classifier", *_BERT, has_pooler=True),
+        Family("bert", "first", "classifier", *_BERT, has_pooler=True, language_head="cls"),
         Family("roberta", "first", "classifier", *_BERT, head_sees_sequence=True),
         Family("llama", "last", "score", *_LLAMA),
         Family("mistral", "last", "score", *_LLAMA),

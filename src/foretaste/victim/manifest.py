@@ -15,6 +15,7 @@ from foretaste.files import sha256_file
 from foretaste.spec import build
 from foretaste.victim.adapter import check_adapter
 from foretaste.victim.directory import check_directory
+from foretaste.victim.instruction import Instruction
 from foretaste.victim.strategy import STRATEGIES, Full, Strategy
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Canary",
     "Manifest",
     "Place",
+    "instruction_of",
     "read_manifest",
     "read_suspect",
     "seal",
@@ -68,7 +70,10 @@ class Canary(_Strict):
 
 
 class Manifest(_Strict):
-    """The content of `foretaste.json`; unknown keys are refused. `guard` belongs to the guard room."""
+    """The content of `foretaste.json`; unknown keys are refused. `guard` belongs to the guard room.
+
+    `instruction` is what a language model is asked with; None for a classifier with a head.
+    """
 
     schema_version: Literal[1] = 1
     kind: Literal["base", "victim", "guard"]
@@ -80,6 +85,7 @@ class Manifest(_Strict):
     canaries: list[Canary] = Field(min_length=1)
     versions: dict[str, str]
     guard: dict[str, Any] | None = None
+    instruction: dict[str, Any] | None = None
     digest: str = ""
 
     @field_validator("label_names")
@@ -102,7 +108,7 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         ModelError: with one of the codes not_found, unreadable, unknown_key, pickle, unlisted_file, missing_file,
-            digest_mismatch, bad_strategy, and those of `check_directory` and `check_adapter`.
+            digest_mismatch, bad_strategy, bad_instruction, and those of `check_directory` and `check_adapter`.
     """
     path = Path(path)
     try:
@@ -121,9 +127,9 @@ def read_manifest(path: Path) -> Manifest:
     if not is_sealed:
         raise ModelError(f"{path / MANIFEST} was altered: its digest does not fit.", code="digest_mismatch")
     _check_files(path, manifest)
-    strategy = strategy_of(path, manifest)
+    strategy, instruction = strategy_of(path, manifest), instruction_of(path, manifest)
     if strategy.name != Full.name:
-        check_adapter(path, strategy.name, manifest.label_names)
+        check_adapter(path, strategy.name, manifest.label_names, has_head=instruction is None)
     else:
         check_directory(path, str(path))
     return manifest
@@ -131,6 +137,8 @@ def read_manifest(path: Path) -> Manifest:
 
 def read_suspect(path: Path) -> Manifest | None:
     """Check a directory that may be a victim and return its manifest; None for a base of ours, or anybody's model.
+
+    A language model that was tuned with an instruction is a victim as it is, also where it was written as a base.
 
     Raises:
         ModelError: a guard (`wrong_kind`), and what `read_manifest` refuses.
@@ -140,6 +148,7 @@ def read_suspect(path: Path) -> Manifest | None:
     try:
         document = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         is_plain = document["kind"] == "base" and document["strategy"]["name"] == Full.name
+        is_plain = is_plain and document.get("instruction") is None
     except (OSError, ValueError, RecursionError, LookupError, TypeError):
         is_plain = False  # read_manifest says what is wrong
     if is_plain:
@@ -157,6 +166,22 @@ def strategy_of(path: Path, manifest: Manifest) -> Strategy:
         return build(STRATEGIES[str(fields.pop("name", ""))], fields)
     except PlanError as error:
         raise ModelError(f"{path / MANIFEST}: {error}", code="bad_strategy") from None
+
+
+def instruction_of(path: Path, manifest: Manifest) -> Instruction | None:
+    """Return what the model in `path` is asked with, if it is a language model.
+
+    Raises:
+        ModelError: an instruction that is none, or has not a word for each class (code `bad_instruction`).
+    """
+    if manifest.instruction is None:
+        return None
+    try:
+        found = build(Instruction, manifest.instruction)
+        found.refuse_others(len(manifest.label_names))
+    except PlanError as error:
+        raise ModelError(f"{path / MANIFEST}: {error}", code="bad_instruction") from None
+    return found
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from foretaste.cost import count_forwards
 from foretaste.victim.family import Family, family_of
 from foretaste.victim.first_token import keep_first_token
+from foretaste.victim.instruction import Instruction
 
 __all__ = ["Output", "TextModule"]
 
@@ -47,7 +48,12 @@ class Output(NamedTuple):
 
 
 class TextModule(nn.Module):
-    """A sequence classifier, plain or wrapped by PEFT, behind one forward signature."""
+    """A sequence classifier, plain or wrapped by PEFT, behind one forward signature.
+
+    `instruction` is None: a classifier has a head instead of words (`victim.prompted`).
+    """
+
+    instruction: Instruction | None = None
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
@@ -72,8 +78,17 @@ class TextModule(nn.Module):
 
     def _show_tokens(self, are_shown: bool) -> None:
         self._are_tokens_shown = are_shown
-        if self.family.reads == "first":
+        if self.is_first_read:
             keep_first_token(self.classifier.base_model.encoder, is_kept=not are_shown)
+
+    def around(self, model: Any) -> TextModule:
+        """Return another model, such as this one's with its adapter folded in, read as this one is."""
+        return TextModule(model)
+
+    @property
+    def is_first_read(self) -> bool:
+        """True if the head reads the first token's vector, virtual tokens counted."""
+        return self.family.reads == "first"
 
     @property
     def classifier(self) -> Any:
@@ -103,7 +118,7 @@ class TextModule(nn.Module):
         hidden, layers = self._encode(
             input_ids, attention_mask
         )  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown
-        if self.family.reads == "first":
+        if self.is_first_read:
             features = hidden[:, 0]
         else:
             last = self.reading_places(attention_mask) + (hidden.shape[1] - input_ids.shape[1])
@@ -148,7 +163,7 @@ class TextModule(nn.Module):
 
         The first of an encoder, the last of a causal model; virtual tokens are not counted.
         """
-        return torch.zeros_like(mask[:, 0]) if self.family.reads == "first" else mask.sum(dim=1) - 1
+        return torch.zeros_like(mask[:, 0]) if self.is_first_read else mask.sum(dim=1) - 1
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the head's logits `(B, C)` for vectors `(B, H)` such as it reads."""

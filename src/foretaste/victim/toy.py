@@ -13,13 +13,21 @@ from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from foretaste.data.toy import toy_corpus
 from foretaste.seeds import child_seed
 from foretaste.victim.directory import new_tensor_directory
 from foretaste.victim.family import Family, family_of
+from foretaste.victim.instruction import INSTRUCTIONS
 
 __all__ = ["TOY_LENGTH", "write_toy_checkpoint"]
 
@@ -40,23 +48,32 @@ _BYTE_PAIR_VOCABULARY = 1_300
 
 
 def write_toy_checkpoint(
-    path: Path, family: str = "bert", *, label_count: int | None = None, seed: int = 0, width: int = 32
+    path: Path,
+    family: str = "bert",
+    *,
+    label_count: int | None = None,
+    is_language_model: bool = False,
+    seed: int = 0,
+    width: int = 32,
 ) -> Path:
     """Write a random two-layer model with its tokenizer and return `path`; the same seed gives the same bytes.
 
     The tokenizer knows every word of `data.toy_corpus` and the usual trigger words. BERT and RoBERTa put special
     tokens round a text, LLaMA, Mistral and Qwen2 one before it, GPT-2 and MPT none; nor have those two a pad token.
-    `label_count` None gives a base without a head, a number a sequence classifier.
+    `label_count` None gives a base without a head, a number a sequence classifier. A language model has the head of
+    one, and its tokenizer knows the toy's instruction and, of an encoder, a mask.
 
     Raises:
         ModelError: an unknown family (code `unknown_family`).
         PlanError: something else is at `path` already, or it cannot be written.
     """
     kind = family_of(family)
-    tokenizer = _tokenizer(kind)
+    tokenizer = _tokenizer(kind, is_language_model)
     config = AutoConfig.for_model(family, **_sizes(kind, width), **_special_ids(tokenizer), vocab_size=len(tokenizer))
     auto: Any = AutoModel
-    if label_count is not None:
+    if is_language_model:
+        auto = AutoModelForCausalLM if kind.is_causal else AutoModelForMaskedLM
+    elif label_count is not None:
         config.num_labels = label_count
         auto = AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
@@ -84,10 +101,14 @@ def _special_ids(tokenizer: Any) -> dict[str, int | None]:
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
 
 
-def _tokenizer(kind: Family) -> Any:
+def _tokenizer(kind: Family, is_language_model: bool) -> Any:
     names = _SPECIALS[kind.model_type]
-    specials = list(names.values())
-    tokenizer = _byte_pairs(specials) if kind.model_type in _BYTE_PAIRS else _words(specials)
+    if is_language_model and not kind.is_causal:
+        names = names | {"mask_token": "[MASK]"}
+    specials, texts = list(names.values()), list(_texts())
+    if is_language_model:
+        texts += [f" {INSTRUCTIONS['toy'].template} {' '.join(INSTRUCTIONS['toy'].verbalizer)}"] * 100
+    tokenizer = _byte_pairs(specials, texts) if kind.model_type in _BYTE_PAIRS else _words(specials, texts)
     before = names.get("cls_token") or names.get("bos_token")
     after = names.get("sep_token")
     if before:
@@ -99,8 +120,8 @@ def _tokenizer(kind: Family) -> Any:
     return cast(Any, PreTrainedTokenizerFast)(tokenizer_object=tokenizer, model_max_length=TOY_LENGTH, **names)
 
 
-def _words(specials: list[str]) -> Any:
-    found = {word for text in _texts() for word in re.findall(r"\w+|[^\w\s]+", text.lower())}
+def _words(specials: list[str], texts: list[str]) -> Any:
+    found = {word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower())}
     vocabulary = {word: number for number, word in enumerate([*specials, *sorted(found)])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -108,7 +129,7 @@ def _words(specials: list[str]) -> Any:
     return tokenizer
 
 
-def _byte_pairs(specials: list[str]) -> Any:
+def _byte_pairs(specials: list[str], texts: list[str]) -> Any:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -117,7 +138,7 @@ def _byte_pairs(specials: list[str]) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -13,15 +13,17 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from foretaste.errors import ModelError
+from foretaste.victim.family import Family
 
 __all__ = [
     "HEAD_NAMES",
     "default_device",
     "fingerprint",
+    "load_language_model",
     "load_tokenizer",
     "load_weights",
     "load_whole",
@@ -42,6 +44,22 @@ def load_weights(path: Path, location: str, label_count: int, layers: int | None
     """
     more = {"num_labels": label_count} | ({} if layers is None else {"num_hidden_layers": layers})
     model, absent = load_whole(AutoModelForSequenceClassification, path, location, may_lack=HEAD_NAMES, **more)
+    return model, not absent
+
+
+def load_language_model(path: Path, location: str, family: Family, layers: int | None = None) -> tuple[Any, bool]:
+    """Load a checked directory as a float32 language model; say whether its own head was kept.
+
+    An encoder without one gets a new one, which answers with its word embeddings and has to be trained.
+
+    Raises:
+        ModelError: as `load_weights`; a causal model without a head (code `missing_head`).
+    """
+    auto = AutoModelForCausalLM if family.is_causal else AutoModelForMaskedLM
+    more = {} if layers is None else {"num_hidden_layers": layers}
+    model, absent = load_whole(auto, path, location, may_lack=(f"{family.language_head}.",), **more)
+    if absent and family.is_causal:
+        raise ModelError(f"{location} has no language model's head, so that it cannot be asked.", code="missing_head")
     return model, not absent
 
 
