@@ -168,5 +168,6 @@ def _tidy_adapter(path: Path, location: str) -> None:
     (path / "README.md").unlink(missing_ok=True)  # an empty form that names a directory of this machine
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = location
-    config["modules_to_save"] = sorted(set(config["modules_to_save"]))  # PEFT lists the head twice
+    if config["modules_to_save"] is not None:
+        config["modules_to_save"] = sorted(set(config["modules_to_save"]))  # PEFT lists the head twice
     write_json(config_path, config)
