@@ -24,6 +24,7 @@ from foretaste.experiment.store import Store, digest_of
 from foretaste.poison.attack import Attack
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
+from foretaste.victim.strategy import Full
 
 __all__ = ["Job", "job_of", "record_of"]
 
@@ -100,28 +101,31 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
     validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
-    clean_base = lab.checkpoint(plan.models[cell.model])
+    instruction = plan.instruction_of(cell)
+    clean_base = lab.checkpoint(plan.models[cell.model], instruction)
     attack = None if cell.attack == "none" else plan.attacks[cell.attack]
     tested = attack if cell.trigger is None else plan.attacks[cell.trigger]
     if tested is not None:
         tested = lab.at_home(tested, f"{cell.data}/test")
-    base: Checkpoint | Poisoned = clean_base
-    if attack is not None:
+    base: Checkpoint | Poisoned | Tuned = clean_base
+    if attack is not None or instruction is not None:
         proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
-        measured = measurable(proxy, cell.data, attack)
-        attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
-        base = Poisoned(
-            base=clean_base,
-            attack=attack,
-            proxy=lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed),
-            validation=lab.texts(measured, "validation"),  # what it achieved is measured where the trigger can be put
-            settings=replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
-            max_length=settings.poisoning_length,
-            seed=seed,
-        )
+        learnt = lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed)
+        how: dict[str, Any] = {
+            "base": clean_base, "max_length": settings.poisoning_length, "seed": seed,
+            "settings": replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
+        }  # fmt: skip
+        if attack is None:  # an honest supplier: the same tuning, nothing poisoned
+            base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
+        else:
+            measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
+            attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
+            base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
+    if instruction is not None:
+        length = settings.poisoning_length  # what is used as it is reads as it was tuned
     common: dict[str, Any] = {"train": train, "validation": validation, "max_length": length, "seed": seed}
-    stand: Checkpoint | Poisoned | Washed = base
+    stand: Checkpoint | Poisoned | Tuned | Washed = base
     if defence is not None and defence.unlearner is not None:
         needs = defence.unlearner.needs
         stand = Washed(
@@ -129,8 +133,11 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
             pretrained=clean_base if "pretrained" in needs else Checkpoint(location=""),
             teacher=lab.checkpoint("minilm-l3") if "teacher" in needs else Checkpoint(location=""), **common,
         )  # fmt: skip
-    strategy, tuning = plan.strategies[cell.strategy]
-    victim = Tuned(base=stand, strategy=strategy, settings=tuning, **common)
+    if instruction is None:
+        strategy, tuning = plan.strategies[cell.strategy]
+        victim: Any = Tuned(base=stand, strategy=strategy, settings=tuning, **common)
+    else:
+        victim = base
     read: dict[str, Any] = {"texts": test, "trigger": None, "target": 0, "seed": seed}
     with_trigger = None if tested is None else {**read, "trigger": tested.trigger, "target": tested.aim}
     guard = None

@@ -21,6 +21,7 @@ from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base
+from foretaste.victim.instruction import Instruction
 from foretaste.victim.manifest import MANIFEST
 
 __all__ = ["Checkpoint", "Lab", "Step", "Texts"]
@@ -47,15 +48,20 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Weights from elsewhere; `mark` is the digest of what lies there, empty where they are not at hand."""
+    """Weights from elsewhere; `mark` is the digest of what lies there, empty where they are not at hand.
+
+    With an `instruction` they are used as a language model that is asked, without as weights for a classifier.
+    """
 
     location: str
     mark: str = ""
+    instruction: Instruction | None = None
 
     @property
     def key(self) -> str:
         """What stands for them: what they are, not where; the place where they are not at hand."""
-        return self.mark or f"at {self.location}"
+        own = self.mark or f"at {self.location}"
+        return own if self.instruction is None else f"{own} asked {digest_of(self.instruction)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +99,7 @@ class Lab:
             raise DataError(f"{texts.data}/{texts.split} has changed while the plan ran.")
         return corpus
 
-    def checkpoint(self, location: str) -> Checkpoint:
+    def checkpoint(self, location: str, instruction: Instruction | None = None) -> Checkpoint:
         """Describe weights from elsewhere; without a mark if they are not at hand.
 
         Raises:
@@ -107,7 +113,7 @@ class Lab:
                 if error.code != "not_found":
                     raise
             self._checkpoints[location] = Checkpoint(location=location, mark=mark)
-        return self._checkpoints[location]
+        return replace(self._checkpoints[location], instruction=instruction)
 
     def at_home(self, attack: Attack, *names: str) -> Attack:
         """Return the attack with the stored paraphrases of these splits, looked for where the data are."""
@@ -131,9 +137,9 @@ class Lab:
         """
         if isinstance(origin, Step):
             return open_base(origin.place(self.store))
-        if self.checkpoint(origin.location) != origin:
+        if self.checkpoint(origin.location, origin.instruction) != origin:
             raise DataError(f"The weights at {origin.location} are not those that the plan was begun with.")
-        return open_base(origin.location)
+        return open_base(origin.location).asked(origin.instruction)
 
     def _read(self, data: str, split: str, limit: int | None, seed: int) -> Corpus:
         asked = Texts(data=data, split=split, limit=limit, seed=seed)

@@ -23,12 +23,14 @@ from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
+from foretaste.victim.instruction import INSTRUCTIONS, Instruction
 from foretaste.victim.strategy import STRATEGIES, Strategy
 
 __all__ = ["Plan", "PlanSettings", "measurable", "read_plan"]
 
 _NEEDED = ("model", "data", "attack", "strategy")
 _TOP = {"title", "table", "figure", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
+ASKED = "instruction"  # the strategy that trains nothing more
 _DATA = ("toy", *NAMED_SETS)
 
 
@@ -52,6 +54,7 @@ class Plan:
 
     `table` is the paper's that they stand beside, `beside` which of its models each of ours stands beside; `figure` is
     the paper's that they are drawn as.
+    `instructions` are the strategies that fine-tune nothing but ask, each with its instruction, None: that of the data.
     """
 
     title: str
@@ -64,6 +67,13 @@ class Plan:
     attacks: Mapping[str, Attack] = field(default_factory=dict)
     strategies: Mapping[str, tuple[Strategy, TuneSettings]] = field(default_factory=dict)
     defences: Mapping[str, Defence] = field(default_factory=dict)
+    instructions: Mapping[str, Instruction | None] = field(default_factory=dict)
+
+    def instruction_of(self, cell: Cell) -> Instruction | None:
+        """Return what a cell's language model is asked with; None if the cell has a classifier."""
+        if cell.strategy not in self.instructions:
+            return None
+        return self.instructions[cell.strategy] or INSTRUCTIONS[cell.data]
 
 
 def read_plan(path: Path) -> Plan:
@@ -103,9 +113,13 @@ class _Reader:
         models = {**MODELS, **self._table(content, "model", _location_of)}
         attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
-        strategies = self._table(content, "strategy", _strategy_of)
-        known: dict[str, Any] = {"model": models, "attack": {"none": None, **attacks}, "data": _DATA,
-                                 "strategy": {**STRATEGIES, **strategies}, "trigger": attacks}  # fmt: skip
+        named = self._table(content, "strategy", _strategy_of)
+        instructions = {ASKED: None} | {name: each for name, each in named.items() if isinstance(each, Instruction)}
+        strategies = {name: each for name, each in named.items() if name not in instructions}
+        known: dict[str, Any] = {
+            "model": models, "attack": {"none": None, **attacks}, "trigger": attacks, "data": _DATA,
+            "strategy": {**STRATEGIES, **instructions, **strategies},
+        }  # fmt: skip
         cells: dict[Cell, None] = {}
         grids = content.get("grid", [])
         if not isinstance(grids, list) or not grids:
@@ -140,7 +154,8 @@ class _Reader:
             settings=settings,
             models=models,
             attacks=attacks,
-            strategies={name: strategies.get(name) or _strategy_of(name, {}) for name in used},
+            strategies={name: strategies.get(name) or _tuned_by(name, {}) for name in used - instructions.keys()},
+            instructions=instructions,
             defences=defences,
         )
 
@@ -177,23 +192,26 @@ class _Reader:
             if defences[fields["defence"]].psim is None:
                 fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
             cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
-            if cell is not None and self._is_possible(cell, number, known["attack"], defences):
+            if cell is not None and self._is_possible(cell, number, known, defences):
                 yield cell
 
-    def _is_possible(
-        self, cell: Cell, number: int, attacks: Mapping[str, Attack | None], defences: Mapping[str, Defence]
-    ) -> bool:
+    def _is_possible(self, cell: Cell, number: int, known: Mapping[str, Any], defences: Mapping[str, Defence]) -> bool:
+        attacks: Mapping[str, Attack | None] = known["attack"]
         before, defence, attack = len(self.problems), defences[cell.defence], attacks[cell.attack]
+        proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
+        asked = known["strategy"][cell.strategy]
+        is_asked = asked is None or isinstance(asked, Instruction)
+        if is_asked:
+            self._refuse_asking(cell, number, proxy, asked, defence)
+        if proxy is None and (is_asked or attack is not None):
+            what = f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
+            self._wrong(what, "grid", number, "data", cell.data)
         tested = attacks[cell.trigger or cell.attack]
         if cell.trigger == cell.attack:
             what = "A base is tested with its own attack's trigger anyway; leave trigger out there."
             self._wrong(what, "grid", number, "trigger", cell.trigger)
         if attack is not None:
-            proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
-            if proxy is None:
-                what = f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
-                self._wrong(what, "grid", number, "data", cell.data)
-            elif isinstance(attack.trigger, StoredTrigger):
+            if proxy is not None and isinstance(attack.trigger, StoredTrigger):
                 measured = f"{measurable(proxy, cell.data, attack)}/validation"
                 for split in (f"{proxy}/train", measured):
                     if not StoredTrigger.covers(split):
@@ -223,6 +241,26 @@ class _Reader:
         if psim is not None:
             self._built("grid", lambda: psim.with_axes(cell), number)
         return len(self.problems) == before
+
+    def _refuse_asking(
+        self, cell: Cell, number: int, proxy: str | None, asked: Instruction | None, defence: Defence
+    ) -> None:
+        """Note why a language model cannot be asked, or not with anything to be learnt about this defence."""
+        if asked is None and cell.data not in INSTRUCTIONS:
+            what = (
+                f"No instruction for {cell.data} is known; give one: [strategy.NAME] "
+                f'method = "{ASKED}", template = "...", verbalizer = ["...", "..."].'
+            )
+            self._wrong(what, "grid", number, "strategy", cell.strategy)
+        classes = NAMED_SETS[cell.data].label_names if cell.data in NAMED_SETS else None
+        if asked is not None and classes is not None:
+            self._built("grid", lambda: asked.refuse_others(len(classes)), number, "strategy", cell.strategy)
+        if proxy in NAMED_SETS and classes != NAMED_SETS[str(proxy)].label_names:
+            what = f'A model tuned on {proxy} has no answer for {cell.data}; take knowledge = "full_data".'
+            self._wrong(what, "grid", number, "data", cell.data)
+        if defence.unlearner is not None:
+            what = f"{cell.defence} cleans weights that are fine-tuned afterwards; under {cell.strategy} none are."
+            self._wrong(what, "grid", number, "defence", cell.defence)
 
     def _table(self, content: Mapping[str, Any], kind: str, make: Any) -> dict[str, Any]:
         found = {}
@@ -267,8 +305,14 @@ def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     return fields["location"]
 
 
-def _strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:
-    """Return what is trained and how; `method` names the strategy where the plan calls it otherwise."""
+def _strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings] | Instruction:
+    """Return what is trained and how, or what is asked; `method` names it where the plan calls it otherwise."""
+    if fields.get("method", name) == ASKED:
+        return build(Instruction, {key: value for key, value in fields.items() if key != "method"})
+    return _tuned_by(name, fields)
+
+
+def _tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:
     kind: Any = STRATEGIES[str(fields.get("method", name))]
     own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
     rest = {key: value for key, value in fields.items() if key not in own and key != "method"}

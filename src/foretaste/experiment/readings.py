@@ -15,7 +15,7 @@ from foretaste.cost import Cost, Meter, measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
-from foretaste.experiment.steps import Taster, Tuned
+from foretaste.experiment.steps import Poisoned, Taster, Tuned
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
@@ -148,7 +148,7 @@ class Answers(Reading):
 
     kind: ClassVar[str] = "answers"
     version: ClassVar[int] = 3
-    victim: Tuned
+    victim: Tuned | Poisoned
     rewritten: Rewritten | None = None
 
     def make(self, lab: Lab) -> None:
@@ -168,7 +168,7 @@ class RivalScores(Reading):
 
     kind: ClassVar[str] = "rivals"
     version: ClassVar[int] = 2
-    victim: Tuned
+    victim: Tuned | Poisoned
     rival: Rival
     train: Texts
     validation: Texts

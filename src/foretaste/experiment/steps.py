@@ -22,7 +22,7 @@ __all__ = ["Poisoned", "Taster", "Tuned", "Washed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(Step):
-    """A base somebody poisoned."""
+    """A base somebody poisoned; if it is asked with an instruction, it is the victim as it is."""
 
     kind: ClassVar[str] = "bases"
     base: Checkpoint
@@ -48,7 +48,7 @@ class Washed(Step):
     """A base after an unlearner."""
 
     kind: ClassVar[str] = "washed"
-    base: Checkpoint | Poisoned
+    base: Checkpoint | Poisoned | Tuned
     unlearner: Unlearner
     pretrained: Checkpoint
     teacher: Checkpoint
@@ -78,7 +78,7 @@ class Tuned(Step):
     """A victim: a base and what its user fine-tuned on it."""
 
     kind: ClassVar[str] = "victims"
-    base: Checkpoint | Poisoned | Washed
+    base: Checkpoint | Poisoned | Tuned | Washed
     strategy: Strategy
     settings: TuneSettings
     train: Texts
@@ -107,7 +107,7 @@ class Taster(Step):
     """PSIM on a base."""
 
     kind: ClassVar[str] = "guards"
-    base: Checkpoint | Poisoned
+    base: Checkpoint | Poisoned | Tuned
     psim: Psim
     train: Texts
     validation: Texts

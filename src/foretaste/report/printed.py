@@ -28,6 +28,7 @@ RESOURCES = {
     "attdef": (True, True, True),
     "psim": (True, True, True),
 }
+_UNSTATED = "unstated"
 _ATTACKS = {"mixed": "badnet+insent", "synattack_sbar": "synattack"}
 
 
@@ -53,8 +54,12 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
     further = f"{further:g}" if isinstance(further, float) else str(further)
-    key = (table, str(cell["data"]), model, attack, defence, str(cell["strategy"]), further)
-    return _values().get((*key, cell["knowledge"])) or _values().get((*key, "unstated"))
+    for data in (str(cell["data"]), _UNSTATED):  # Table 11 names no data set
+        for knowledge in (cell["knowledge"], _UNSTATED):
+            key = (table, data, model, attack, defence, str(cell["strategy"]), further, knowledge)
+            if found := _values().get(key):
+                return found
+    return None
 
 
 def printed_mean(tables: Sequence[int], attack: str) -> tuple[float, float] | None:

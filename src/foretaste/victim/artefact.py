@@ -31,7 +31,16 @@ from foretaste.victim.checkpoint import (
 )
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.directory import new_tensor_directory
-from foretaste.victim.manifest import MANIFEST, BaseReference, Manifest, Place, instruction_of, read_manifest, seal, strategy_of
+from foretaste.victim.manifest import (
+    MANIFEST,
+    BaseReference,
+    Manifest,
+    Place,
+    instruction_of,
+    read_manifest,
+    seal,
+    strategy_of,
+)
 from foretaste.victim.prompted import read_by
 from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full, Strategy
@@ -128,7 +137,9 @@ def load_classifier(
 
 
 def load_victim(path: str | Path, base: Base | str | Path | None = None) -> Classifier:
-    """Load a fine-tuned victim, or a language model that is used as it is; `base` overrides where its underlying weights are looked for.
+    """Load a fine-tuned victim, or a language model that is used as it is.
+
+    `base` overrides where its underlying weights are looked for.
 
     Raises:
         ModelError: the directory was refused (see `load_classifier`).

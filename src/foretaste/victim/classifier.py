@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from foretaste.victim.adapter import adapter_fingerprint
 from foretaste.victim.batch import Encoded, Word, encode, pad, reach, readable, scoring_batches, split
-from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.instruction import Instruction
+from foretaste.victim.int8 import Int8Linear, in_int8
 from foretaste.victim.module import TextModule
 from foretaste.victim.prompted import PromptedModule
 from foretaste.victim.strategy import Lora, Strategy

@@ -17,10 +17,10 @@ class Family:
 
     `reads` says which token's vector the classification head sees: the first of an encoder (with soft prompts,
     that is the first virtual token, as in PEFT), the last real one of a causal model. `head` is the attribute
-    that holds the head, `language_head` the one of the same family's language model. `projections` names the linear layers that make attention's queries, keys and values,
-    `feed_forward` those behind the values: the projection that leaves attention and both sides of the feed-forward
-    block. `attention` is what a layer calls its attention, `narrows` the way back from its feed-forward block's
-    neurons. `has_pooler` and `head_sees_sequence` describe how the head is fed.
+    that holds the head, `language_head` the one of the family's language model. `projections` names the linear layers
+    that make attention's queries, keys and values, `feed_forward` those behind the values: the projection that leaves
+    attention and both sides of the feed-forward block. `attention` is what a layer calls its attention, `narrows` the
+    way back from its feed-forward block's neurons. `has_pooler` and `head_sees_sequence` describe how the head is fed.
     """
 
     model_type: str

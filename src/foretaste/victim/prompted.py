@@ -69,19 +69,15 @@ class Prompt:
 
 
 class PromptedModule(TextModule):
-    """A language model, plain or wrapped by PEFT, that is asked with an instruction; a logit per word of its verbalizer.
+    """A language model, plain or wrapped by PEFT, that is asked with an instruction: a logit for each class's word.
 
     The features are the last layer's vectors where the answer stands.
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, prompt: Prompt) -> None:
         super().__init__(model)
-        self.prompt = prompt
+        self.prompt, self.instruction = prompt, prompt.instruction
         self.answers = nn.Buffer(torch.tensor(prompt.answers), persistent=False)
-
-    @property
-    def instruction(self) -> Instruction:
-        return self.prompt.instruction
 
     @property
     def is_first_read(self) -> bool:
