@@ -33,6 +33,16 @@ def toy_bases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def toy_language_models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A random tiny language model of every family, by family, whose tokenizer knows the toy's instruction."""
+    from foretaste.victim.family import FAMILIES
+    from foretaste.victim.toy import write_toy_checkpoint
+
+    home = tmp_path_factory.mktemp("language")
+    return {family: write_toy_checkpoint(home / family, family, is_language_model=True) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
 def toy_base(toy_bases: Mapping[str, Path]) -> Path:
     """The tiny BERT."""
     return toy_bases["bert"]

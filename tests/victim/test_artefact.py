@@ -25,7 +25,7 @@ from foretaste.files import sha256_file
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.loop import TuneSettings, tune
-from foretaste.victim import artefact, manifest
+from foretaste.victim import artefact, base, manifest
 from foretaste.victim.artefact import load_classifier, load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
@@ -381,7 +381,8 @@ def test_nothing_is_loaded_before_every_check_of_the_files(copy: Path, monkeypat
         raise AssertionError("a tensor was read")
 
     for module, names in {
-        artefact: ("load_weights", "load_on"),
+        artefact: ("load_on",),
+        base: ("load_weights", "load_language_model"),
         manifest: ("check_adapter", "check_directory"),
     }.items():
         for name in names:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
+from foretaste.experiment.asking import ASKED, refusals
 from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
 from foretaste.experiment.methods import ATTACKS, Defence, defence_of, together
@@ -30,7 +31,6 @@ __all__ = ["Plan", "PlanSettings", "measurable", "read_plan"]
 
 _NEEDED = ("model", "data", "attack", "strategy")
 _TOP = {"title", "table", "figure", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
-ASKED = "instruction"  # the strategy that trains nothing more
 _DATA = ("toy", *NAMED_SETS)
 
 
@@ -201,8 +201,8 @@ class _Reader:
         proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
         asked = known["strategy"][cell.strategy]
         is_asked = asked is None or isinstance(asked, Instruction)
-        if is_asked:
-            self._refuse_asking(cell, number, proxy, asked, defence)
+        for axis, what in refusals(cell, proxy, asked, defence) if is_asked else ():
+            self._wrong(what, "grid", number, axis, getattr(cell, axis))
         if proxy is None and (is_asked or attack is not None):
             what = f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
             self._wrong(what, "grid", number, "data", cell.data)
@@ -241,26 +241,6 @@ class _Reader:
         if psim is not None:
             self._built("grid", lambda: psim.with_axes(cell), number)
         return len(self.problems) == before
-
-    def _refuse_asking(
-        self, cell: Cell, number: int, proxy: str | None, asked: Instruction | None, defence: Defence
-    ) -> None:
-        """Note why a language model cannot be asked, or not with anything to be learnt about this defence."""
-        if asked is None and cell.data not in INSTRUCTIONS:
-            what = (
-                f"No instruction for {cell.data} is known; give one: [strategy.NAME] "
-                f'method = "{ASKED}", template = "...", verbalizer = ["...", "..."].'
-            )
-            self._wrong(what, "grid", number, "strategy", cell.strategy)
-        classes = NAMED_SETS[cell.data].label_names if cell.data in NAMED_SETS else None
-        if asked is not None and classes is not None:
-            self._built("grid", lambda: asked.refuse_others(len(classes)), number, "strategy", cell.strategy)
-        if proxy in NAMED_SETS and classes != NAMED_SETS[str(proxy)].label_names:
-            what = f'A model tuned on {proxy} has no answer for {cell.data}; take knowledge = "full_data".'
-            self._wrong(what, "grid", number, "data", cell.data)
-        if defence.unlearner is not None:
-            what = f"{cell.defence} cleans weights that are fine-tuned afterwards; under {cell.strategy} none are."
-            self._wrong(what, "grid", number, "defence", cell.defence)
 
     def _table(self, content: Mapping[str, Any], kind: str, make: Any) -> dict[str, Any]:
         found = {}
