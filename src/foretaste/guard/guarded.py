@@ -46,9 +46,9 @@ class GuardedClassifier:
     in `__call__` its score is PSIM's; a second opinion (`guard.opinion`) and transplants are for the others only.
 
     Raises:
-        GuardError: the guard stands neither on the victim's base nor on the victim (`foreign_base`), reads less of a
-            text than the victim (`short_sight`), names other labels (`label_mismatch`), or looks at the answers of
-            another victim (`foreign_victim`).
+        GuardError: the guard stands neither on the victim's base nor on the victim (`foreign_base`), is asked otherwise
+            (`instruction_mismatch`), reads less of a text than the victim (`short_sight`), names other labels
+            (`label_mismatch`), or looks at the answers of another victim (`foreign_victim`).
     """
 
     def __init__(self, victim: Classifier, guard: PsimGuard | OpinionGuard, precision: Precision = "float32") -> None:
@@ -135,6 +135,12 @@ def _refuse_misfit(victim: Classifier, inside: Classifier) -> None:
             f"backdoor of what it was trained on ({inside.base_fingerprint[:12]}, the base of the victim is "
             f"{victim.base_fingerprint[:12]}).",
             code="foreign_base",
+        )
+    if inside.instruction != victim.instruction:
+        raise GuardError(
+            f"The guard is asked with {inside.instruction}, the victim with {victim.instruction}; what the one says of "
+            "a text says nothing about the other.",
+            code="instruction_mismatch",
         )
     if inside.max_length < victim.max_length:
         raise GuardError(
