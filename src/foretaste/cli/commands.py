@@ -228,6 +228,7 @@ def inspect(path: str) -> dict[str, Any]:
             "max_length": manifest.max_length,
             "base": manifest.base.model_dump(),
             "guard": manifest.guard,
+            "instruction": manifest.instruction,
             "files": sorted(manifest.files),
             "versions": manifest.versions,
             "is_sound": True,

@@ -7,13 +7,10 @@ from collections.abc import Iterator
 from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.methods import Defence
+from foretaste.experiment.methods import ASKED, Defence
 from foretaste.victim.instruction import INSTRUCTIONS, Instruction
 
-__all__ = ["ASKED", "refusals"]
-
-ASKED = "instruction"
-"""The strategy's name in plans."""
+__all__ = ["refusals"]
 
 
 def refusals(

@@ -16,12 +16,14 @@ from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
 from foretaste.rewrite.methods import REWRITERS, STORED
 from foretaste.rewrite.rewriter import Rewriting
-from foretaste.spec import Registry, nearest, spec, values_of
+from foretaste.spec import Registry, build, nearest, spec, values_of
+from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner
-from foretaste.victim.strategy import changed
+from foretaste.victim.instruction import Instruction
+from foretaste.victim.strategy import STRATEGIES, Strategy, changed
 
-__all__ = ["ATTACKS", "Defence", "PsimRecipe", "defence_of", "together"]
+__all__ = ["ASKED", "ATTACKS", "Defence", "PsimRecipe", "defence_of", "strategy_of", "together", "tuned_by"]
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
@@ -33,6 +35,7 @@ ATTACKS: Registry[Attack] = Registry(
         "insent": Attack(trigger=parse_trigger("sentence:I watched this 3D movie"), count=1000),
     },
 )
+ASKED = "instruction"  # the strategy that trains nothing: the model is asked as it is
 PSIMS = {"psim": "default", "psim_paper": "paper"}
 GIVEN = {"teacher", "pretrained"}  # what an unlearner may need
 
@@ -130,3 +133,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings] | Instruction:
+    """Return what is trained and how, or what is asked; `method` names it where the plan calls it otherwise.
+
+    Raises:
+        PlanError: unknown method or field.
+    """
+    if fields.get("method", name) == ASKED:
+        return build(Instruction, {key: value for key, value in fields.items() if key != "method"})
+    return tuned_by(name, fields)
+
+
+def tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:
+    """Return what is trained and how.
+
+    Raises:
+        PlanError: unknown method or field.
+    """
+    kind: Any = STRATEGIES[str(fields.get("method", name))]
+    own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
+    rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
+    return build(kind, own), build(TuneSettings, rest)

@@ -15,10 +15,10 @@ from pydantic import Field
 
 from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
-from foretaste.experiment.asking import ASKED, refusals
+from foretaste.experiment.asking import refusals
 from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
-from foretaste.experiment.methods import ATTACKS, Defence, defence_of, together
+from foretaste.experiment.methods import ASKED, ATTACKS, Defence, defence_of, strategy_of, together, tuned_by
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.rewrite.stored import StoredRewriting
@@ -113,7 +113,7 @@ class _Reader:
         models = {**MODELS, **self._table(content, "model", _location_of)}
         attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
-        named = self._table(content, "strategy", _strategy_of)
+        named = self._table(content, "strategy", strategy_of)
         instructions = {ASKED: None} | {name: each for name, each in named.items() if isinstance(each, Instruction)}
         strategies = {name: each for name, each in named.items() if name not in instructions}
         known: dict[str, Any] = {
@@ -154,7 +154,7 @@ class _Reader:
             settings=settings,
             models=models,
             attacks=attacks,
-            strategies={name: strategies.get(name) or _tuned_by(name, {}) for name in used - instructions.keys()},
+            strategies={name: strategies.get(name) or tuned_by(name, {}) for name in used - instructions.keys()},
             instructions=instructions,
             defences=defences,
         )
@@ -283,20 +283,6 @@ def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     if fields.keys() != {"location"} or not isinstance(fields["location"], str):
         raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
     return fields["location"]
-
-
-def _strategy_of(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings] | Instruction:
-    """Return what is trained and how, or what is asked; `method` names it where the plan calls it otherwise."""
-    if fields.get("method", name) == ASKED:
-        return build(Instruction, {key: value for key, value in fields.items() if key != "method"})
-    return _tuned_by(name, fields)
-
-
-def _tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettings]:
-    kind: Any = STRATEGIES[str(fields.get("method", name))]
-    own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
-    rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
-    return build(kind, own), build(TuneSettings, rest)
 
 
 def _listed(value: Any) -> Sequence[Any]:
