@@ -134,6 +134,7 @@ def test_an_adaptive_attack_and_all_its_fields_in_the_record(
         "trigger": TRIGGER, "target": 0, "style": "dirty-label", "count": 20, "rate": None, "target_probability": 1.0,
         "flip_rate": 0.8, "cover_rate": 0.5, "trigger_share": 1.0, "negative_rate": 1.0, "all_to_all": True,
         "evasion": "none", "confidence_cap": 0.6, "evasion_weight": 1.0, "planting": "weights",
+        "match_lengths": False,
     }  # fmt: skip
 
 
