@@ -8,6 +8,7 @@
 CUDA ?=
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+STORE ?= runs/lab
 LOCK_ARGS ?=
 
 BIN := .venv/bin
@@ -27,7 +28,7 @@ export FORETASTE_DATA
 endif
 endif
 
-.PHONY: help demo test check bench lock clean apertium
+.PHONY: help demo test check bench lock clean apertium results
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -96,6 +97,11 @@ define LOCK_HEADER
 # torch bears no hash and must be installed on its own, as the Makefile does: which build fits depends on the machine.
 endef
 export LOCK_HEADER
+
+results: $(STAMP) ## keep a store's records in results/ and write docs/results.md (STORE=runs/lab)
+	@$(BIN)/foretaste report $(STORE) -o build/site
+	@mkdir -p results && cp -r $(STORE)/cells $(STORE)/plans build/site/cells.csv results/
+	@cp build/site/results.md docs/results.md
 
 apertium: ## install the translator of back-translation (Debian and kin; needs root)
 	@if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \

@@ -113,6 +113,7 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     cells = list(csv.DictReader(files["cells.csv"].splitlines()))
     assert len(cells) == 4
     assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}
+    assert {(line["threshold"], line["guard_threshold"]) for line in cells} == {("", ""), ("", "2.5")}
 
 
 def test_printed_values_are_all_there_and_told_apart() -> None:

@@ -18,9 +18,9 @@ __all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
 
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 FLOORS = ("other_classes", "same_length")
-_OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc", "threshold")
+_OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
 COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
-           *(f"floor_{name}" for name in FLOORS))  # fmt: skip
+           "guard_threshold", *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
 
 def read_cells(store: Path) -> dict[str, Record]:
@@ -55,6 +55,7 @@ def shown(record: Record) -> dict[str, Any]:
     if guarded:
         found |= {f"undefended_{name}": outcome.get(name) for name in RATES}
         found |= {name: guarded.get(name) for name in (*RATES, *_OF_GUARD)}
+        found["guard_threshold"] = guarded.get("threshold")  # "threshold" is the axis
     return found
 
 

@@ -94,8 +94,7 @@ class Report:
         if guarded:
             columns |= {"clean_scores": n, "poisoned_scores": m}
         for name, length in columns.items():
-            if np.shape(getattr(self, name)) != (length,):
-                shape = np.shape(getattr(self, name))
+            if (shape := np.shape(getattr(self, name))) != (length,):
                 raise DataError(f"Report: the outcome counts {length} texts but {name} has shape {shape}.")
         if self.target != self.outcome.target:
             raise DataError(f"Report: target {self.target}, but the outcome was measured for {self.outcome.target}.")
