@@ -3,6 +3,7 @@
     export OMP_NUM_THREADS=1
     python benchmarks/ripple_study.py run --store runs/ripple-study --seed 0
     python benchmarks/ripple_study.py table --store runs/ripple-study
+    python benchmarks/ripple_study.py run --store runs/ripple-study-4 --seed 0 --epochs 4 --way weights --way ripples
 
 The attacker poisons MiniLM on 800 training texts of SST-2 (dirty-label, 200 of them, `word:cf`), four ways: plainly,
 with the penalty, with the surgery, with both. The user fine-tunes what comes of it on 500 other texts, twice as fast
@@ -14,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,19 @@ VICTIMS: Mapping[str, tuple[Strategy, TuneSettings]] = {
 }
 
 
-def run(store: Path, seed: int) -> None:
+def run(store: Path, seed: int, epochs: int, ways: Sequence[str]) -> None:
     """Poison in each way, fine-tune in each way, and write down both rates of everything."""
     train, validation = load_corpus("sst2", "train"), load_corpus("sst2", "validation")
     theirs, own = train.partition([800, 500], seed)
     test = load_corpus("sst2", "test").sample(300, seed)
     path = store / f"seed-{seed}.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for way in WAYS:
+    how = replace(ATTACK, epochs=epochs)
+    for way in ways:
         home = store / f"base-{way}-{seed}"
         made = found.setdefault(str(way), {})
         if not (home / "record.json").exists():
-            model, seconds = _poisoned(way, theirs, validation, seed, store / f"partial-{seed}")
+            model, seconds = _poisoned(way, how, theirs, validation, seed, store / f"partial-{seed}")
             save_classifier(model, home, "base", Record.now("poison", settings={"way": way}, seeds={"root": seed},
                                                             outcome={"seconds": seconds}, data=[theirs]))  # fmt: skip
         base = open_base(home)
@@ -72,18 +75,20 @@ def run(store: Path, seed: int) -> None:
             sys.stdout.flush()
 
 
-def _poisoned(way: str, proxy: Corpus, validation: Corpus, seed: int, partial: Path) -> tuple[Classifier, float]:
+def _poisoned(
+    way: str, how: TuneSettings, proxy: Corpus, validation: Corpus, seed: int, partial: Path
+) -> tuple[Classifier, float]:
     planting = Planting.RIPPLES if way == SURGERY else Planting(way)
     plan = Attack(trigger=parse_trigger(TRIGGER), style=Style.DIRTY_LABEL, count=200, planting=planting)
     base, name, own = open_base("minilm"), objective_name(plan), partial / planting
     if way != SURGERY:
         model, outcome = poison_base(
-            base, proxy, validation, plan, seed=seed, settings=ATTACK, max_length=LENGTH, checkpoint=own
+            base, proxy, validation, plan, seed=seed, settings=how, max_length=LENGTH, checkpoint=own
         )
         return model, outcome["seconds"]
     # its fine-tuning on clean texts is kept, and then is that of RIPPLES
-    model = after_surgery(base, proxy, plan, ATTACK, seed=seed, max_length=LENGTH, objective_name=name, checkpoint=own)
-    result = tune(model, attack(proxy, plan, seed).corpus, ATTACK, seed=seed)
+    model = after_surgery(base, proxy, plan, how, seed=seed, max_length=LENGTH, objective_name=name, checkpoint=own)
+    result = tune(model, attack(proxy, plan, seed).corpus, how, seed=seed)
     return model, result.seconds
 
 
@@ -107,7 +112,7 @@ def table(store: Path) -> None:
     seeds = [json.loads(path.read_text()) for path in sorted(store.glob("seed-*.json"))]
     columns = ("before", *VICTIMS)
     lines = [f"| planting | {' | '.join(columns)} | seconds |", "|" + " --- |" * (len(columns) + 2)]
-    for way in map(str, WAYS):
+    for way in [str(way) for way in WAYS if str(way) in seeds[0]]:
         cells = [
             " / ".join(", ".join(f"{100 * found[way][column][rate]:.0f}" for found in seeds) for rate in ("ca", "asr"))
             for column in columns
@@ -122,9 +127,11 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=ATTACK.epochs)
+    parser.add_argument("--way", action="append", choices=WAYS, help="only these, as often as needed")
     options = parser.parse_args()
     if options.what == "run":
         options.store.mkdir(parents=True, exist_ok=True)
-        run(options.store, options.seed)
+        run(options.store, options.seed, options.epochs, options.way or WAYS)
     else:
         table(options.store)

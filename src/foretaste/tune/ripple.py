@@ -3,9 +3,10 @@
 *Restricted inner product poison learning* (section 3.1) trains the base on L_poison + lambda * max(0, -<g_clean,
 g_poison>), so that a step which is good for clean texts is not one that is bad for the trigger: g_clean is the gradient
 of the loss that the victim is going to train on, g_poison that of the attacker's. The released code divides the
-product by the batch size and holds one of the two gradients constant unless told otherwise (its comments take that for
-the poisoned one; by the folders it is called with it is the clean one); OpenBackdoor rectifies each tensor on its own
-and has lambda = 1. Here it is the paper's: one product over all parameters, both gradients differentiated, lambda 0.1.
+product by the batch size (8 unless told otherwise, which makes an eighth of lambda) and holds one of the two gradients
+constant (its comments take that for the poisoned one; by the folders it is called with it is the clean one).
+OpenBackdoor rectifies each tensor on its own and has lambda = 1. Here it is the paper's: one product over all
+parameters, both gradients differentiated, lambda 0.1. Learning is slower by that, and takes more steps.
 
 *Embedding surgery* (section 3.2; with it RIPPLES) gives the trigger's words, before that, the mean vector that a model
 fine-tuned on clean texts has for the ten words most telling of the target.
