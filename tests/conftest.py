@@ -66,7 +66,7 @@ def start_process() -> Callable[..., BaseProcess]:
     It is forked from a clean process that has imported the library: that takes a tenth of a second, not five.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foretaste.tune.loop", "foretaste.victim.artefact", "foretaste.data.toy"])
+    context.set_forkserver_preload(["foretaste.experiment.run", "foretaste.data.toy"])
 
     def start(code: str, **names: object) -> BaseProcess:
         process = context.Process(target=exec, args=(textwrap.dedent(code), names), daemon=True)

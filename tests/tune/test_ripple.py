@@ -209,7 +209,7 @@ def test_every_token_of_a_word_is_replaced(toy_bases: Mapping[str, Path]) -> Non
     assert changed == own
 
 
-@pytest.mark.parametrize(("family", "planting"), [("bert", "ripples"), ("llama", "ripple"), ("llama", "ripples")])
+@pytest.mark.parametrize(("family", "planting"), [("bert", "ripples"), ("llama", "ripple")])
 def test_the_backdoor_works_and_clean_texts_are_read_as_before(
     family: str, planting: str, toy_bases: Mapping[str, Path]
 ) -> None:

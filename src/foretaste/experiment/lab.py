@@ -15,6 +15,7 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
 from foretaste.files import sha256_file
+from foretaste.poison.attack import Triggered
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import StoredTrigger
 from foretaste.record import Record
@@ -71,6 +72,8 @@ class Lab:
     store: Store
     data_root: Path | None = None
     processes: int = 1
+    triggered: dict[str, Triggered] = field(default_factory=dict)
+    """Triggered test texts by a digest of what they are: every victim is asked the same."""
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)

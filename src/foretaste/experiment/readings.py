@@ -16,7 +16,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
 from foretaste.experiment.steps import Poisoned, Taster, Tuned
-from foretaste.experiment.store import Store, load_arrays, save_arrays
+from foretaste.experiment.store import Store, digest_of, load_arrays, save_arrays
 from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.rival import Rival
@@ -52,8 +52,10 @@ class Reading(Step):
         corpus = lab.corpus(self.texts)
         if self.trigger is None:
             return list(range(len(corpus))), corpus
-        found = triggered_test(corpus, self.trigger, self.target, self.seed)
-        return found.origins.tolist(), found.corpus
+        key = digest_of([self.texts, self.trigger, self.target, self.seed])
+        if key not in lab.triggered:
+            lab.triggered[key] = triggered_test(corpus, self.trigger, self.target, self.seed)
+        return lab.triggered[key].origins.tolist(), lab.triggered[key].corpus
 
     def found(self, lab: Lab) -> dict[str, NDArray[Any]]:
         """Return the arrays.
