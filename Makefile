@@ -100,7 +100,7 @@ export LOCK_HEADER
 
 results: $(STAMP) ## keep a store's records in results/ and write docs/results.md (STORE=runs/lab)
 	@$(BIN)/foretaste report $(STORE) -o build/site
-	@mkdir -p results && cp -r $(STORE)/cells $(STORE)/plans build/site/cells.csv results/
+	@rm -rf results && mkdir results && cp -r $(STORE)/cells $(STORE)/plans build/site/cells.csv results/
 	@cp build/site/results.md docs/results.md
 
 apertium: ## install the translator of back-translation (Debian and kin; needs root)

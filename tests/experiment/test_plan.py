@@ -10,6 +10,7 @@ import pytest
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
+from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import read_plan
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.recipes import psim_plan
@@ -232,6 +233,13 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
         (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
         (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
+        (GOOD + '[strategy.instruction]\nmethod = "lora"', "instruction asks a model as it is"),
+        (
+            GOOD.replace("threshold =", 'psim_strategy = "lora"\nthreshold =')
+            + "[defence.psim]\nstrategy = { virtual_tokens = 20 }",
+            "psim_strategy 'lora' has other fields",
+        ),
+        (GOOD.replace('"psim", "mixing"', '"onion+dan"'), "would read other texts"),
         (GOOD.replace('"psim", "mixing"', '"psim+dan"'), "psim.dan puts together what does not go together"),
         (GOOD.replace('"psim", "mixing"', '"mixing+w2s"'), "take one guard, one rewriter, one unlearner"),
         (GOOD.replace('"psim", "mixing"', '"mixing+psimm"'), "Did you mean 'psim'"),
@@ -246,6 +254,14 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
 def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         read_plan(_plan(tmp_path, text))
+
+
+def test_names_of_ours_that_mean_something_else_are_told(tmp_path: Path) -> None:
+    plan = read_plan(_plan(tmp_path, GOOD))
+    assert altered_names(plan.models, plan.attacks, plan.defences) == []
+    text = GOOD + '[defence.psim]\ndose = 0.3\n[attack.badnet]\ntrigger = "word:cf"\n[model.minilm]\nlocation = "x/y"'
+    plan = read_plan(_plan(tmp_path, text))
+    assert altered_names(plan.models, plan.attacks, plan.defences) == ["badnet", "minilm", "psim"]
 
 
 def test_defences_are_put_together_by_plus(tmp_path: Path) -> None:

@@ -29,13 +29,12 @@ def test_both_the_rate_and_the_loss_have_to_be_low(tmp_path: Path, behind: tuple
     cells: Cells = [
         (cell_at("badnet", "psim", "lora"), rates(0.9, 1.0, behind)),
         (cell_at("badnet", "psim", "full"), rates(0.9, 1.0, behind)),
-        (cell_at("badnet", "psim", "p_tuning_v1"), None),
         (cell_at("badnet", "psim_paper", "lora"), rates(0.9, 1.0, (0.1, 1.0))),
         (cell_at("badnet", "psim", "lora", model="other"), rates(0.9, 1.0, (0.1, 1.0))),
         (cell_at("badnet", "psim", "lora", threshold=0.6), rates(0.9, 1.0, (0.1, 1.0))),
     ]
     row = _verdicts(tmp_path, cells)["badnet"]
-    assert (row[7], row[8]) == ("2 of 3", verdict)
+    assert (row[7], row[8]) == ("2 of 2", verdict)
     rate, loss = row[2], row[5]
     assert isinstance(rate, Share)
     assert rate.ours is not None
@@ -52,4 +51,18 @@ def test_paraphrases_are_held_against_victims_that_nobody_poisoned(tmp_path: Pat
         row = _verdicts(tmp_path / verdict, [guarded, sound])["synattack"]
         assert (row[3], row[8]) == ("floor + 5", verdict)
         assert row[4].ours.mean == floor
-    assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][8] is None  # without a floor nobody can tell
+    assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][8] == "open"  # without a floor nobody can tell
+
+
+def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
+    met = (cell_at("badnet", "psim"), rates(0.9, 1.0, (0.9, 0.0)))
+    assert _verdicts(tmp_path / "all", [met])["badnet"][8] == "met"
+    lacking: Cells = [met, (cell_at("badnet", "psim", "full"), None)]
+    assert _verdicts(tmp_path / "part", lacking)["badnet"][8] == "open"
+    failing: Cells = [(cell_at("badnet", "psim"), rates(0.9, 0.1, (0.9, 0.0)))]
+    assert _verdicts(tmp_path / "failing attack", failing)["badnet"][8] == "open"
+    for name in ("psim", "badnet", "minilm"):
+        sheet, records = write_store(tmp_path / name, [met], table=1, altered=[name])
+        listing = targets_of([sheet], records)
+        assert listing is not None
+        assert listing.rows[0][8] == "open"

@@ -72,6 +72,15 @@ def _plain(path: Path, classifier: Classifier, instruction: Instruction, text: s
     return np.asarray(said.double().numpy())
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_base_has_a_fingerprint_however_many_classes_there_are(
+    toy_language_models: Mapping[str, Path], family: str
+) -> None:
+    three = Instruction(template="{text} It was {mask}.", verbalizer=("bad", "good", "film"))
+    base = open_base(toy_language_models[family]).asked(three)
+    assert base.fingerprint == base.classifier(None, ("a", "b", "c")).base_fingerprint
+
+
 @pytest.mark.parametrize("instruction", [BEHIND, AROUND], ids=["behind", "around"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_the_plain_language_model(

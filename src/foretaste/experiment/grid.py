@@ -223,8 +223,10 @@ def record_of(job: Job, lab: Lab) -> Record:
 
 def _cost(job: Job, lab: Lab) -> Cost:
     """What the defence takes: making its parts ready, and what they add to each clean text."""
-    costs = [Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0)]
-    costs += [each.cost(lab) for each in (job.clean_scores, job.rival, job.clean.rewritten) if each is not None]
+    readings = (job.clean_scores, job.rival, job.clean.rewritten)
+    costs = [each.cost(lab) for each in readings if each is not None]
+    if not costs:
+        costs.append(Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0))
     for step in job.charged:
         made = Record.read(step.record_place(lab.store)).cost
         assert made is not None  # every training leaves one

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, is_dataclass
 from typing import Any
 
 from foretaste.errors import PlanError
-from foretaste.experiment.cell import Cell
+from foretaste.experiment.cell import MODELS, Cell
 from foretaste.guard.psim import Psim
 from foretaste.guard.recipes import psim_plan
 from foretaste.guard.rival import Rival
@@ -23,7 +24,10 @@ from foretaste.unlearn.unlearner import Unlearner
 from foretaste.victim.instruction import Instruction
 from foretaste.victim.strategy import STRATEGIES, Strategy, changed
 
-__all__ = ["ASKED", "ATTACKS", "Defence", "PsimRecipe", "defence_of", "strategy_of", "together", "tuned_by"]
+__all__ = [
+    "ASKED", "ATTACKS", "Defence", "PsimRecipe", "altered_names", "defence_of", "named_defence", "strategy_of",
+    "together", "tuned_by",
+]  # fmt: skip
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
@@ -61,6 +65,11 @@ class PsimRecipe:
             given.pop("frr", None)
         if cell.psim_strategy in (None, self.strategy):
             return psim_plan(self.recipe, self.strategy, self.strategy_fields, given)
+        if self.strategy_fields:
+            raise PlanError(
+                f"psim_strategy {cell.psim_strategy!r} has other fields than those given for PSIM's own strategy "
+                f"({', '.join(sorted(self.strategy_fields))}); give it a defence of its own."
+            )
         return psim_plan(self.recipe, cell.psim_strategy, {}, given)
 
 
@@ -90,6 +99,10 @@ def together(name: str, parts: Sequence[Defence]) -> Defence:
     kinds = [kind for part in parts for kind, value in values_of(part).items() if value is not None]
     if len(kinds) != len(parts) or len(set(kinds)) != len(kinds) or {"psim", "rival"} <= set(kinds):
         raise PlanError(f"{name} puts together what does not go together: take one guard, one rewriter, one unlearner.")
+    if {"rival", "rewriter"} <= set(kinds):
+        raise PlanError(
+            f"{name}: a rival looks at the victim, which would read other texts; take psim, which does not."
+        )
     return Defence(**{kind: value for part in parts for kind, value in values_of(part).items() if value is not None})
 
 
@@ -156,3 +169,22 @@ def tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettin
     own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
     rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
     return build(kind, own), build(TuneSettings, rest)
+
+
+def altered_names(
+    models: Mapping[str, str], attacks: Mapping[str, Attack], defences: Mapping[str, Defence]
+) -> list[str]:
+    """Return the names of ours that the plan uses for something else: models, attacks and defences."""
+    found = [name for name, place in MODELS.items() if models.get(name, place) != place]
+    found += [name for name, attack in ATTACKS.items() if attacks.get(name, attack) != attack]
+    for name, defence in defences.items():
+        with suppress(PlanError):  # a name of the plan's own
+            found += [] if named_defence(name, {}) == defence else [name]
+    return sorted(found)
+
+
+def named_defence(name: str, known: Mapping[str, Defence]) -> Defence:
+    """Return a defence by its name, or several whose names are joined by +."""
+    parts = name.split("+")
+    found = [known.get(part) or defence_of(part, {}) for part in parts]
+    return found[0] if len(found) == 1 else together(name, found)

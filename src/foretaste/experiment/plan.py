@@ -18,7 +18,7 @@ from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.asking import refusals
 from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
 from foretaste.experiment.lines import line_of
-from foretaste.experiment.methods import ASKED, ATTACKS, Defence, defence_of, strategy_of, together, tuned_by
+from foretaste.experiment.methods import ASKED, ATTACKS, Defence, defence_of, named_defence, strategy_of, tuned_by
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.rewrite.stored import StoredRewriting
@@ -114,6 +114,8 @@ class _Reader:
         attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
         named = self._table(content, "strategy", strategy_of)
+        if ASKED in named and not isinstance(named[ASKED], Instruction):
+            self._wrong(f"{ASKED} asks a model as it is; give another strategy another name.", f"strategy.{ASKED}")
         instructions = {ASKED: None} | {name: each for name, each in named.items() if isinstance(each, Instruction)}
         strategies = {name: each for name, each in named.items() if name not in instructions}
         known: dict[str, Any] = {
@@ -181,7 +183,7 @@ class _Reader:
                 if value not in names and not (axis == "data" and Path(str(value)).is_dir()):
                     self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), names)}", "grid", number, axis, value)
         for name in values["defence"]:
-            made = self._built("grid", lambda name=name: _named(str(name), defences), number, "defence", name)
+            made = self._built("grid", lambda name=name: named_defence(str(name), defences), number, "defence", name)
             if made is not None:
                 defences[str(name)] = made
         if len(self.problems) > before:
@@ -270,13 +272,6 @@ def measurable(proxy: str, data: str, attack: Attack) -> str:
     """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
     is_stored = isinstance(attack.trigger, StoredTrigger)
     return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
-
-
-def _named(name: str, known: Mapping[str, Defence]) -> Defence:
-    """Return a defence by its name, or several whose names are joined by +."""
-    parts = name.split("+")
-    found = [known.get(part) or defence_of(part, {}) for part in parts]
-    return found[0] if len(found) == 1 else together(name, found)
 
 
 def _location_of(name: str, fields: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import Job, job_of, record_of
 from foretaste.experiment.lab import Checkpoint, Lab, Step
+from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
@@ -116,6 +117,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
             for each, (strategy, tuning) in sorted(plan.strategies.items())
         },
         "defences": {each: plan.defences[each].to_json() for each in sorted(used)},
+        "altered": altered_names(plan.models, plan.attacks, plan.defences),
         "cells": sheet,
     }
     write_json(path, content)

@@ -37,6 +37,8 @@ class Sheet:
     figure: str | None = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     defences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    altered: Sequence[str] = ()
+    """Names of ours that the plan gave another meaning."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ def read_sheets(store: Path) -> list[Sheet]:
             content = json.loads(path.read_text(encoding="utf-8"))
             cells = [{axis: cell.get(axis) for axis in AXES} | {"key": cell["key"]} for cell in content["cells"]]
             meanings = {name: content.get(name, {}) for name in ("strategies", "defences")}
-            more = {"figure": content.get("figure"), **meanings}  # older sheets have none of them
+            more = {
+                "figure": content.get("figure"),
+                "altered": content.get("altered", ()),
+                **meanings,
+            }  # older sheets have none of them
             found.append(Sheet(path.stem, content["title"], content["table"], content["beside"], cells, **more))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} was not written by `foretaste run`: {error!r}.") from None

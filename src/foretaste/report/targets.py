@@ -16,11 +16,14 @@ from foretaste.report.tables import Sheet, share_of
 __all__ = ["TARGETS", "targets_of"]
 
 MAIN_TABLES = (1, 2, 4, 5, 6, 7)
+WORKING = 0.5  # an attack that fails alone says nothing about a guard
+Cells = list[Mapping[str, Any]]
 ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
     "The default guard before MiniLM on SST-2: mean ASR and mean loss of CA (against the same victim alone) over all "
     "strategies and seeds, below it the lowest and the highest cell. In brackets the paper's mean over its six main "
-    "tables, three models and all strategies. The floor is the same rate of undefended victims that nobody poisoned."
+    "tables, three models and all strategies. The floor is the same rate of undefended victims that nobody poisoned. "
+    "Open: cells are missing, the plan calls something else by these names, or the attack fails on its own."
 )
 
 
@@ -79,11 +82,24 @@ def _row(sheet: Sheet, target: Target, knowledge: str, records: Mapping[str, Rec
         Share(loss, printed[1], is_comparable=False),
         points(target.loss, 0),
         f"{len(found)} of {len(asked)}",
-        _verdict(rate, allowed, loss, target.loss),
+        _verdict(rate, allowed, loss, target.loss) if _is_told(sheet, target, asked, found, sound, records) else "open",
     )
 
 
-def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> list[Mapping[str, Any]]:
+def _is_told(
+    sheet: Sheet, target: Target, asked: Cells, found: Sequence[Record], sound: Cells, records: Mapping[str, Record]
+) -> bool:
+    """Whether the records can tell: all cells run, with the usual guard, attack and model, against one that works."""
+    if {"psim", "minilm", target.attack} & set(sheet.altered) or len(found) < len(asked):
+        return False
+    alone = Spread.of([dict[str, Any](each.outcome).get("attack_success_rate") for each in found])
+    is_floor_whole = sound and all(cell["key"] in records for cell in sound)
+    if alone is None or (target.is_above_floor and not is_floor_whole):
+        return False
+    return target.is_above_floor or alone.mean > WORKING
+
+
+def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> Cells:
     """The cells at a place, with PSIM's own settings."""
     wanted = {**place, "psim_strategy": None, "reset_rate": None, "threshold": None}
     return [
@@ -95,7 +111,8 @@ def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> list[Mappi
 
 def _loss(record: Record) -> float:
     outcome: Any = record.outcome
-    return float(outcome["clean_accuracy"] - outcome["guarded"]["clean_accuracy"])
+    guarded = outcome.get("guarded") or outcome  # a plan may call another kind of defence by PSIM's name
+    return float(outcome["clean_accuracy"] - guarded["clean_accuracy"])
 
 
 def _verdict(rate: Spread | None, allowed: float | None, loss: Spread | None, allowed_loss: float) -> str | None:

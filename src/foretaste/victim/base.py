@@ -80,7 +80,7 @@ class Base:
     @cached_property
     def fingerprint(self) -> str:
         """What a classifier of this base has as its `base_fingerprint`; the weights are loaded for it, once."""
-        return self.load(2).fingerprint
+        return self.load(2 if self.instruction is None else len(self.instruction.verbalizer)).fingerprint
 
     @property
     def plain_path(self) -> Path:
