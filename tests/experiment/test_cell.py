@@ -131,10 +131,10 @@ def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
     assert isinstance(outcome, dict)
     assert isinstance(of_guard, dict)
     assert outcome["false_acceptance_rate"] == of_guard["false_acceptance_rate"]  # the suspect's own guard
-    costs = [each.cost for each in (alone, guard, both)]
-    assert all(cost is not None for cost in costs)
-    assert costs[2].seconds == pytest.approx(costs[0].seconds + costs[1].seconds)  # type: ignore[union-attr]
-    assert costs[2].forwards_per_text == 1  # type: ignore[union-attr]
+    costs = [cost for each in (alone, guard, both) if (cost := each.cost) is not None]
+    assert len(costs) == 3
+    assert costs[2].seconds == pytest.approx(costs[0].seconds + costs[1].seconds)
+    assert costs[2].forwards_per_text == 1
 
 
 def test_floors_are_those_of_clean_texts(store: Path, records: Records) -> None:

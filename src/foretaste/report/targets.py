@@ -11,7 +11,7 @@ from foretaste.record import Record
 from foretaste.report.listing import Listing, Value
 from foretaste.report.printed import printed_mean
 from foretaste.report.share import Share, points
-from foretaste.report.tables import Sheet, share_of
+from foretaste.report.tables import Sheet, behind, share_of
 
 __all__ = ["TARGETS", "targets_of"]
 
@@ -92,7 +92,7 @@ def _is_told(
     """Whether the records can tell: all cells run, with the usual guard, attack and model, against one that works."""
     if {"psim", "minilm", target.attack} & set(sheet.altered) or len(found) < len(asked):
         return False
-    alone = Spread.of([dict[str, Any](each.outcome).get("attack_success_rate") for each in found])
+    alone = share_of(found, "attack_success_rate", is_undefended=True).ours
     is_floor_whole = sound and all(cell["key"] in records for cell in sound)
     if alone is None or (target.is_above_floor and not is_floor_whole):
         return False
@@ -111,8 +111,7 @@ def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> Cells:
 
 def _loss(record: Record) -> float:
     outcome: Any = record.outcome
-    guarded = outcome.get("guarded") or outcome  # a plan may call another kind of defence by PSIM's name
-    return float(outcome["clean_accuracy"] - guarded["clean_accuracy"])
+    return float(outcome["clean_accuracy"] - behind(record)["clean_accuracy"])
 
 
 def _verdict(rate: Spread | None, allowed: float | None, loss: Spread | None, allowed_loss: float) -> str | None:
