@@ -15,6 +15,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: a download fails at once
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # tests start processes; the tokenizers warn if they had threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two workers on two cores have one each
 
 # `pytest --hypothesis-profile=long` looks harder.
 settings.register_profile("foretaste", deadline=None, max_examples=50, derandomize=True)

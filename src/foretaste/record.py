@@ -108,6 +108,12 @@ class Record:
             cost=cost,
         )
 
+    @property
+    def rates(self) -> Mapping[str, Any]:
+        """The outcome; of a cell or an evaluation with a guard, its rates behind that guard."""
+        guarded = self.outcome.get("guarded")
+        return {**self.outcome, **guarded} if isinstance(guarded, dict) else self.outcome
+
     def write(self, path: Path) -> None:
         """Write the record as one JSON file.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -30,8 +31,9 @@ from foretaste.report.cells import as_csv, cell_of, read_cells
 from foretaste.report.site import write_site
 from foretaste.report.tables import read_sheets
 from foretaste.rewrite.onion import Onion
-from foretaste.victim.artefact import load_victim
+from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
+from foretaste.victim.strategy import Lora
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,7 +181,7 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: P
     assert without["attack_success_rate"] < 0.6 < by_hand["clean_accuracy"]  # the trigger words are rare
     assert without["clean_accuracy"] > 0.55
     assert without["guarded"] is None
-    write_sheet(plan, "learnt", Lab(Store(store)), plan.cells)
+    write_sheet(plan, "learnt", Lab(Store(store)))
     site = {path.name: path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site")}
     pages = {key: site[f"{key}.html"] for key in read_cells(store)}  # one per cell
     assert all(f'href="cells/{key}.html"' in site["learnt.html"] for key in pages)
@@ -213,7 +215,7 @@ def test_an_attack_from_each_class_to_the_next_is_measured_as_one(toy_base: Path
         assert records["none"].outcome[name] == pytest.approx(by_hand[name], abs=0.002)
     guarded: Any = records["dan"].outcome["guarded"]
     assert guarded["attack_success_rate"] <= by_hand["attack_success_rate"]
-    write_sheet(plan, "each", Lab(Store(store)), plan.cells)
+    write_sheet(plan, "each", Lab(Store(store)))
     pages = [path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site") if path.stem in
              read_cells(store)]  # fmt: skip
     assert len(pages) == 2
@@ -326,6 +328,19 @@ def test_other_weights_than_the_plan_found_are_refused(toy_base: Path, tmp_path:
         Lab(Store(tmp_path)).base(found)
 
 
+def test_weights_are_told_apart_by_every_adapter_of_a_chain(toy_base: Path, tmp_path: Path) -> None:
+    record, marks = Record.now("tune", settings={}, seeds={"root": 0}, outcome={}), list[str]()
+    for seed in (0, 0, 1):
+        for name, below, own in (("first", toy_base, 0), ("middle", "first", seed), ("last", "middle", 0)):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            made = open_base(tmp_path / below).classifier(Lora(), ("bad", "good"), max_length=32, seed=own)
+            save_classifier(made, tmp_path / name, "victim", record)
+        for name in ("foretaste.json", "record.json"):  # a stranger's adapter says less about what it stands on
+            (tmp_path / "last" / name).unlink()
+        marks.append(Lab(Store(tmp_path)).checkpoint(str(tmp_path / "last")).mark)
+    assert marks[0] == marks[1] != marks[2]
+
+
 def test_keys_tell_apart_what_would_come_out_otherwise(plan: Plan, toy_base: Path, tmp_path: Path) -> None:
     lab, cell = Lab(Store(tmp_path)), plan.cells[-1]
     key = job_of(cell, plan, lab).key
@@ -342,21 +357,42 @@ def test_keys_tell_apart_what_would_come_out_otherwise(plan: Plan, toy_base: Pat
     assert job_of(cell, same, Lab(Store(tmp_path))).key != key
 
 
-def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(plan: Plan, tmp_path: Path) -> None:
-    lab = Lab(Store(tmp_path))
-    write_sheet(plan, "a", lab, plan.cells)
+def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
+    plan: Plan, toy_base: Path, tmp_path: Path
+) -> None:
+    weights = shutil.copytree(toy_base, tmp_path / "weights")
+    plan = replace(plan, models={"tiny": str(weights)})
+    write_sheet(plan, "a", Lab(Store(tmp_path)))
     before = (tmp_path / "plans" / "a.json").read_bytes()
     said = json.loads(before)
     assert (said["figure"], said["strategies"]["lora"]["rank"], said["strategies"]["lora"]["epochs"]) == (None, 8, 1)
     assert said["defences"]["dan"].keys() == {"rival"}
-    gone = replace(plan, models={"tiny": "owner/gone"})
-    write_sheet(gone, "a", Lab(Store(tmp_path)), gone.cells)
+    assert all(cell["key"] for cell in said["cells"])
+    shutil.rmtree(weights)
+    write_sheet(plan, "a", Lab(Store(tmp_path)))
     assert (tmp_path / "plans" / "a.json").read_bytes() == before
-    write_sheet(gone, "b", Lab(Store(tmp_path)), gone.cells)
+    write_sheet(plan, "b", Lab(Store(tmp_path)))
     assert {cell["key"] for cell in read_sheets(tmp_path)[1].cells} == {""}
-    for name in ("index", "cells", "a b", "../a"):
-        with pytest.raises(PlanError, match="page is called"):
-            write_sheet(plan, name, lab, plan.cells)
+    changed = replace(plan, settings=replace(plan.settings, limit=199))  # the keys are not those of its cells
+    write_sheet(changed, "a", Lab(Store(tmp_path)))
+    assert {cell["key"] for cell in read_sheets(tmp_path)[0].cells} == {""}
+
+
+@pytest.mark.parametrize("name", ["index", "cells", "a b", "../a"])
+def test_a_plan_is_called_as_its_page_can_be(plan: Plan, tmp_path: Path, name: str) -> None:
+    with pytest.raises(PlanError, match="page is called"):
+        write_sheet(plan, name, Lab(Store(tmp_path)))
+
+
+def test_two_runners_write_one_sheet_after_another(plan: Plan, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.locked("plan-a"):
+        writer = Thread(target=write_sheet, args=(plan, "a", Lab(store)))
+        writer.start()
+        writer.join(1)
+        assert not (tmp_path / "plans").exists()
+    writer.join(60)
+    assert len(read_sheets(tmp_path)[0].cells) == len(plan.cells)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:

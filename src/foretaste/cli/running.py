@@ -52,7 +52,7 @@ def run(
     lab = Lab(Store(store), data_root, processes)
     if cluster is None:
         refuse_too_few_gpus(processes)
-    write_sheet(plan, path.stem, lab, cells)
+    write_sheet(plan, path.stem, lab)
     if cluster is not None:
         parts = [run_on_cluster(plan, lab, cells, _say, cluster)]
     elif jobs == 1:

@@ -204,7 +204,11 @@ class Step(ABC):
 
 def _mark_of(base: Base) -> str:
     """The digest of all files that make a checkpoint: weights, head, tokenizer, configuration."""
-    places = [base.path] if base.under is None else [base.path, base.plain_path]
+    places, chain = list[Path](), base
+    while chain.under is not None:  # an adapter may stand on another one
+        places.append(chain.path)
+        chain = chain.under
+    places.append(chain.path)
     kinds = (".safetensors", ".json", ".txt", ".model")
     found = [path for place in places for path in sorted(place.rglob("*")) if path.suffix in kinds]
     files = [[path.name, sha256_file(path)] for path in found if path.name != "record.json"]  # that has a date

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
-from foretaste.experiment.store import Store
+from foretaste.experiment.store import Store, digest_of
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
@@ -88,24 +88,16 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell], progress: Progress, say
     return jobs
 
 
-def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
+def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     """Write down what a plan asks for, so that reports can show what is missing.
 
-    Cells other than those that are run now, and those whose weights are not here, keep the key that was written before.
+    Cells whose weights or data are not here keep the key that was written where they are, if the plan means the same still.
 
     Raises:
         PlanError: the store cannot be written, or the plan's name would be that of a page of the site.
     """
     if name in ("index", "cells") or not re.fullmatch(r"[\w.-]+", name):
         raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
-    path = lab.store.root / "plans" / f"{name}.json"
-    known = _keys_in(path)
-    for cell in cells:
-        with suppress(ForetasteError):  # the run says so
-            job = job_of(cell, plan, lab)
-            if not _lacking(job, lab.store):
-                known[str(cell)] = job.key
-    sheet = [{**asdict(cell), "key": known.get(str(cell), "")} for cell in plan.cells]
     used = {cell.defence for cell in plan.cells}
     content = {
         "title": plan.title,
@@ -118,15 +110,32 @@ def write_sheet(plan: Plan, name: str, lab: Lab, cells: Sequence[Cell]) -> None:
         },
         "defences": {each: plan.defences[each].to_json() for each in sorted(used)},
         "altered": altered_names(plan.models, plan.attacks, plan.defences),
-        "cells": sheet,
+        "meaning": digest_of(replace(plan, cells=(), title="", table=None, figure=None, beside={})),
     }
-    write_json(path, content)
+    keys = {}
+    for cell in plan.cells:
+        with suppress(ForetasteError):  # the run says so
+            job = job_of(cell, plan, lab)
+            if not _lacking(job, lab.store):
+                keys[str(cell)] = job.key
+    path = lab.store.root / "plans" / f"{name}.json"
+    while True:
+        with lab.store.locked(f"plan-{name}") as is_mine:
+            if is_mine:
+                keys = _keys_in(path, content["meaning"]) | keys
+                cells = [{**asdict(cell), "key": keys.get(str(cell), "")} for cell in plan.cells]
+                return write_json(path, {**content, "cells": cells})
+        time.sleep(WAIT)
 
 
-def _keys_in(path: Path) -> dict[str, str]:
+def _keys_in(path: Path, meaning: object) -> dict[str, str]:
+    """The keys that another runner of the same plan wrote."""
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return {str(Cell(**{axis: cell[axis] for axis in AXES})): cell["key"] for cell in cells}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["meaning"] != meaning:
+            return {}
+        cells = [(Cell(**{axis: cell[axis] for axis in AXES}), cell["key"]) for cell in content["cells"]]
+        return {str(cell): key for cell, key in cells if key}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -208,9 +217,9 @@ def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -
 
 def headline(record: Record) -> str:
     """CA and ASR of a cell in a few words, behind its defence if that is a guard."""
-    outcome: dict[str, object] = {**record.outcome, **(record.outcome.get("guarded") or {})}  # type: ignore[dict-item]
+    rates = record.rates
     names = (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))
-    return ", ".join(f"{name} {outcome[key]:.1%}" for name, key in names if key in outcome)
+    return ", ".join(f"{name} {rates[key]:.1%}" for name, key in names if key in rates)
 
 
 def _lacking(job: Job, store: Store) -> str:

@@ -18,7 +18,7 @@ from foretaste.report.printed import CONFIDENCES
 from foretaste.report.share import Share
 from foretaste.report.tables import Sheet
 
-__all__ = ["certainty_of"]
+__all__ = ["certainties_of"]
 
 EDGES = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 ROUNDING = 1e-6  # single precision: of two equal classes none may reach a half
@@ -27,23 +27,36 @@ CAPTION = (
     "lowest and the highest. Victims differ by strategy, PSIM stands before all of them. In brackets what is printed."
 )
 Array = NDArray[Any]
+_APART = ("model", "data", "knowledge", "attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
+_BINS = tuple(f"{low:.1f} to {high:.1f}" for low, high in pairwise(EDGES))
+_COLUMNS = ("Model", "Texts", "Strategy", *_BINS, "Runs")
 
 
-def certainty_of(sheet: Sheet, records: Mapping[str, Record], store: Path, name: str) -> Listing:
-    """Return the shares per bin; a line whose arrays the store does not keep is empty.
+def certainties_of(sheet: Sheet, records: Mapping[str, Record], store: Path, name: str) -> list[Listing]:
+    """Return the shares per bin, a table for each model, data set, attack and defence; lines without arrays are empty.
 
-    Only defences whose score is PSIM's confidence count: those that look at nothing else (`view`).
+    Only defences that are PSIM alone with its confidence as the score count: those that look at nothing else (`view`).
     """
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for cell in sheet.cells:
+        defence = sheet.defences.get(cell["defence"], {})
+        if defence.keys() == {"psim"} and defence["psim"].get("view") == "confidence":
+            groups.setdefault(tuple(str(cell[axis]) for axis in _APART if cell[axis] is not None), []).append(cell)
+    found = []
+    for number, (place, cells) in enumerate(groups.items(), 1):
+        alone = len(groups) == 1
+        heading = "Confidence" if alone else f"Confidence: {', '.join(place)}"
+        rows = _rows([records[cell["key"]] for cell in cells if cell["key"] in records], store)
+        found.append(Listing(name if alone else f"{name}-{number}", heading, CAPTION, _COLUMNS, rows, labels=3))
+    return found
+
+
+def _rows(records: Sequence[Record], store: Path) -> list[Sequence[Value]]:
     found: dict[tuple[str, str, str], list[Array]] = {("victim", "triggered", "all strategies"): []}
     found |= {("psim", texts, "–"): [] for texts in ("clean", "triggered")}
-    seen: set[Any] = set()
-    for cell in sheet.cells:
-        if (
-            cell["key"] not in records
-            or sheet.defences.get(cell["defence"], {}).get("psim", {}).get("view") != "confidence"
-        ):
-            continue
-        for whose, texts, strategy, part, values in _certainties(store, records[cell["key"]]):
+    seen: set[str] = set()
+    for record in records:
+        for whose, texts, strategy, part, values in _certainties(store, record):
             if part in seen:  # one guard stands before the victims of all strategies
                 continue
             seen.add(part)
@@ -57,9 +70,7 @@ def certainty_of(sheet: Sheet, records: Mapping[str, Record], store: Path, name:
             printed = (None,) * len(printed)
         shares = [Share(Spread.of([run[at] for run in runs]), printed[at]) for at in range(len(printed))]
         rows.append((whose, texts, strategy, *shares, Amount(len(runs), str(len(runs)))))
-    bins = [f"{low:.1f} to {high:.1f}" for low, high in pairwise(EDGES)]
-    columns = ("Model", "Texts", "Strategy", *bins, "Runs")
-    return Listing(name, "Confidence", CAPTION, columns, rows, labels=3)
+    return rows
 
 
 def _certainties(store: Path, record: Record) -> Iterator[tuple[str, str, str, str, Array]]:

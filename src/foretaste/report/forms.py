@@ -80,8 +80,9 @@ def as_markdown(pages: Sequence[Page], targets: Listing | None) -> str:
             f"{page.done} of {len(page.sheet.cells)} cells were run.",
             "",
         ]
-        if page.certainty is not None:
-            lines += [in_markdown(page.certainty.caption), "", listing_markdown(page.certainty)]
+        for each in page.certainties:
+            named = [] if len(page.certainties) == 1 else [f"### {in_markdown(each.heading)}", ""]
+            lines += [*named, in_markdown(each.caption), "", listing_markdown(each)]
         for section in page.sections:
             beside = f", beside {section.group.beside} in print" if section.group.beside else ""
             lines += [f"### {in_markdown(section.group.heading + beside)}", ""]

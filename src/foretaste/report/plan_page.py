@@ -9,7 +9,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from foretaste.record import Record
-from foretaste.report.certainty import certainty_of
+from foretaste.report.certainty import certainties_of
 from foretaste.report.costs import costs_of
 from foretaste.report.figure import line_chart, plots_of
 from foretaste.report.listing import Listing
@@ -43,7 +43,7 @@ class Page:
     sheet: Sheet
     sections: Sequence[Section]
     plots: Sequence[tuple[str, str]]
-    certainty: Listing | None
+    certainties: Sequence[Listing]
     done: int
     shown: frozenset[str] = frozenset()
 
@@ -55,8 +55,7 @@ class Page:
     @property
     def listings(self) -> tuple[Listing, ...]:
         """All tables beside those of all entries."""
-        own = () if self.certainty is None else (self.certainty,)
-        return (*own, *(listing for section in self.sections for listing in section.listings))
+        return (*self.certainties, *(listing for section in self.sections for listing in section.listings))
 
 
 def page_of(sheet: Sheet, records: Mapping[str, Record], store: Path, shown: frozenset[str]) -> Page:
@@ -73,5 +72,6 @@ def page_of(sheet: Sheet, records: Mapping[str, Record], store: Path, shown: fro
         cost = costs_of(group, records, f"cost-{number}", is_printed=sheet.table == COST_TABLE)
         summary = summary_of(group, f"summary-{number}") if is_summed else None
         sections.append(Section(group, {attack: Markup(svg) for attack, svg in charts.items()}, summary, cost))
-    certainty = certainty_of(sheet, records, store, "confidence") if sheet.table == CONFIDENCE_TABLE else None
-    return Page(sheet, sections, drawn, certainty, done, shown)
+    is_about_confidence = sheet.table == CONFIDENCE_TABLE
+    certainties = certainties_of(sheet, records, store, "confidence") if is_about_confidence else ()
+    return Page(sheet, sections, drawn, certainties, done, shown)

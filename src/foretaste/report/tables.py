@@ -16,7 +16,7 @@ from foretaste.record import Record
 from foretaste.report.printed import printed_value
 from foretaste.report.share import Share
 
-__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "behind", "groups_of", "read_sheets", "share_of"]
+__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "groups_of", "read_sheets", "share_of"]
 
 _ROWS = ("attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
 RATES = ("clean_accuracy", "attack_success_rate")
@@ -163,7 +163,7 @@ def share_of(
     records: Sequence[Record], rate: str, printed: float | None = None, *, is_undefended: bool = False
 ) -> Share:
     """Return a rate over records, behind the guard where there is one; `is_undefended`: of the victim alone."""
-    found = [(record, record.outcome if is_undefended else behind(record)) for record in records]
+    found = [(record, record.outcome if is_undefended else record.rates) for record in records]
     known = [(record, outcome) for record, outcome in found if outcome.get(rate) is not None]
     values: list[Any] = [outcome[rate] for _, outcome in known]
     return Share(Spread.of(values), printed, _interval(*known[0], rate) if len(known) == 1 else None)
@@ -178,9 +178,3 @@ def _interval(record: Record, outcome: Mapping[str, Any], rate: str) -> Interval
         return None
     rows = record.data[0].rows
     return wilson(round(outcome[rate] * rows), rows)
-
-
-def behind(record: Record) -> Mapping[str, Any]:
-    """Return the rates of a cell, behind the guard if there is one."""
-    outcome: Any = record.outcome
-    return {**outcome, **(outcome.get("guarded") or {})}

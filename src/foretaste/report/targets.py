@@ -11,7 +11,7 @@ from foretaste.record import Record
 from foretaste.report.listing import Listing, Value
 from foretaste.report.printed import printed_mean
 from foretaste.report.share import Share, points
-from foretaste.report.tables import Sheet, behind, share_of
+from foretaste.report.tables import Sheet, share_of
 
 __all__ = ["TARGETS", "targets_of"]
 
@@ -111,7 +111,7 @@ def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> Cells:
 
 def _loss(record: Record) -> float:
     outcome: Any = record.outcome
-    return float(outcome["clean_accuracy"] - behind(record)["clean_accuracy"])
+    return float(outcome["clean_accuracy"] - record.rates["clean_accuracy"])
 
 
 def _verdict(rate: Spread | None, allowed: float | None, loss: Spread | None, allowed_loss: float) -> str | None:
