@@ -91,7 +91,7 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell], progress: Progress, say
 def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     """Write down what a plan asks for, so that reports can show what is missing.
 
-    Cells whose weights or data are not here keep the key that was written where they are, if the plan means the same still.
+    Cells whose weights or data are not here keep the key written where they are, if the plan still means the same.
 
     Raises:
         PlanError: the store cannot be written, or the plan's name would be that of a page of the site.

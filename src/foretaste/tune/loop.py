@@ -138,7 +138,9 @@ def tune(
                 state.texts += len(batch)
                 state.loss_sum += loss * len(batch)
                 progress.advance(len(batch), f"loss {loss:.3f}")
-                state.is_stopped = should_stop is not None and run.agree(should_stop(state.step))
+                if should_stop is not None:
+                    classifier.module.eval()
+                    state.is_stopped = run.agree(should_stop(state.step))
                 if state.is_stopped or state.step == total or state.step % run.steps_per_epoch == 0:
                     break  # saved below with the epoch's result: a run resumed between the two would miss it
                 if store is not None and run.accelerator.is_main_process:
@@ -215,11 +217,14 @@ class _Run:
         device, rank = self.classifier.module.device, self.accelerator.process_index
         world, settings = self.accelerator.num_processes, self.settings
         # Dropout depends on the step and the process alone, so that a resumed run draws what it would have drawn.
-        torch.manual_seed(child_seed(self.seed, "dropout", step, rank))
+        draw = child_seed(self.seed, "dropout", step, rank)
+        # torch.manual_seed gives the same on the CPU, and formats stack traces for devices that are not there.
+        torch.default_generator.manual_seed(draw) if device.type == "cpu" else torch.manual_seed(draw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak_rate * _schedule(step, total, settings.warmup)
         own = batch[rank::world]
-        self.classifier.module.train()
+        if not self.classifier.module.training:
+            self.classifier.module.train()
         total_loss = 0.0
         # Every process makes equally many passes, or the exchange of gradients would wait for ever; a pass that has
         # no rows left takes part with one that counts for nothing.
@@ -243,7 +248,6 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.trainable.values(), settings.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.classifier.module.eval()
         return total_loss
 
 
