@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import multiprocessing
 import os
+import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,25 +26,61 @@ settings.register_profile("foretaste", deadline=None, max_examples=50, derandomi
 settings.register_profile("long", deadline=None, max_examples=500)
 settings.load_profile("foretaste")
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def toy_bases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a directory once for all workers of the run: the first one that asks calls the maker, the others wait."""
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        with (home / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (home / f"{name}.made").exists():
+                shutil.rmtree(home / name, ignore_errors=True)
+                (home / name).mkdir()
+                with _on_one_thread():
+                    make(home / name)
+                (home / f"{name}.made").touch()
+        return home / name
+
+    return made
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def toy_bases(once: Once) -> Mapping[str, Path]:
     """A random tiny model without a head of every family, by family; tests copy what they alter."""
-    from foretaste.victim.family import FAMILIES
-    from foretaste.victim.toy import write_toy_checkpoint
-
-    home = tmp_path_factory.mktemp("toy")
-    return {family: write_toy_checkpoint(home / family, family) for family in FAMILIES}
+    return _of_every_family(once, "toy", is_language_model=False)
 
 
 @pytest.fixture(scope="session")
-def toy_language_models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def toy_language_models(once: Once) -> Mapping[str, Path]:
     """A random tiny language model of every family, by family, whose tokenizer knows the toy's instruction."""
+    return _of_every_family(once, "language", is_language_model=True)
+
+
+def _of_every_family(once: Once, name: str, is_language_model: bool) -> Mapping[str, Path]:
     from foretaste.victim.family import FAMILIES
     from foretaste.victim.toy import write_toy_checkpoint
 
-    home = tmp_path_factory.mktemp("language")
-    return {family: write_toy_checkpoint(home / family, family, is_language_model=True) for family in FAMILIES}
+    def make(home: Path) -> None:
+        for family in FAMILIES:
+            write_toy_checkpoint(home / family, family, is_language_model=is_language_model)
+
+    home = once(name, make)
+    return {family: home / family for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +92,8 @@ def toy_base(toy_bases: Mapping[str, Path]) -> Path:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tiny models are faster on one thread, and leave the other cores to other work."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with _on_one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -78,13 +114,16 @@ def start_process() -> Callable[..., BaseProcess]:
 
 
 @pytest.fixture(scope="session")
-def toy_stack(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+def toy_stack(toy_base: Path, once: Once) -> Mapping[str, Path]:
     """A poisoned tiny BERT (`base`), its `victim` and `guard`, saved side by side; tests copy what they alter.
 
     The trigger is `word:cf mn bb tq mb`, the target 0; the guard catches it (tests/test_end_to_end.py says how well).
     """
-    import torch
+    home = once("stack", lambda home: _make_stack(toy_base, home))
+    return {name: home / name for name in ("base", "victim", "guard")}
 
+
+def _make_stack(toy_base: Path, home: Path) -> None:
     from foretaste.data import toy_corpus
     from foretaste.guard.artefact import save_guard
     from foretaste.guard.psim import PSIM_STRATEGIES, Psim
@@ -97,35 +136,30 @@ def toy_stack(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mappi
     from foretaste.victim.checkpoint import open_base
     from foretaste.victim.strategy import Lora
 
-    home = tmp_path_factory.mktemp("stack")
     paths = {name: home / name for name in ("base", "victim", "guard")}
     train, validation = toy_corpus("train"), toy_corpus("validation")
     plan = build(Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 600})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
-        poisoned, outcome = poison_base(open_base(toy_base), train, validation.sample(300, 0), plan, seed=0,
-                                        settings=settings, max_length=64)  # fmt: skip
-        record = Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome)
-        save_classifier(poisoned, paths["base"], "base", record)
-        base = open_base(paths["base"])
-        victim = base.classifier(Lora(), train.label_names, max_length=64)
-        tune(victim, train, TuneSettings(epochs=2, learning_rate=1e-2, precision="float32"), seed=0)
-        save_classifier(victim, paths["victim"], "victim", record)
-        psim = Psim(strategy=PSIM_STRATEGIES["lora"], dose=0.1, precision="float32")
-        guard = psim.fit(base, train, validation, max_length=64)
-        save_guard(guard, paths["guard"], record)
-    finally:
-        torch.set_num_threads(threads)
-    return paths
+    settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
+    poisoned, outcome = poison_base(open_base(toy_base), train, validation.sample(300, 0), plan, seed=0,
+                                    settings=settings, max_length=64)  # fmt: skip
+    record = Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome)
+    save_classifier(poisoned, paths["base"], "base", record)
+    base = open_base(paths["base"])
+    victim = base.classifier(Lora(), train.label_names, max_length=64)
+    tune(victim, train, TuneSettings(epochs=2, learning_rate=1e-2, precision="float32"), seed=0)
+    save_classifier(victim, paths["victim"], "victim", record)
+    psim = Psim(strategy=PSIM_STRATEGIES["lora"], dose=0.1, precision="float32")
+    guard = psim.fit(base, train, validation, max_length=64)
+    save_guard(guard, paths["guard"], record)
 
 
 @pytest.fixture(scope="session")
-def clean_toy(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clean_toy(toy_base: Path, once: Once) -> Path:
     """A victim, all weights trained, that nobody poisoned and that knows the toy task."""
-    import torch
+    return once("clean", lambda home: _make_clean(toy_base, home / "victim")) / "victim"
 
+
+def _make_clean(toy_base: Path, path: Path) -> None:
     from foretaste.data import toy_corpus
     from foretaste.record import Record
     from foretaste.tune.loop import TuneSettings, tune
@@ -133,24 +167,20 @@ def clean_toy(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from foretaste.victim.checkpoint import open_base
     from foretaste.victim.strategy import Full
 
-    path, corpus = tmp_path_factory.mktemp("clean") / "victim", toy_corpus()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        model = open_base(toy_base).classifier(Full(), corpus.label_names, max_length=64, seed=1)
-        settings = TuneSettings(epochs=3, learning_rate=2e-3, keep="last", precision="float32")
-        tune(model, corpus, settings, seed=1)
-        save_classifier(model, path, "victim", Record.now("tune", settings={}, seeds={"root": 1}, outcome={}))
-    finally:
-        torch.set_num_threads(threads)
-    return path
+    corpus = toy_corpus()
+    model = open_base(toy_base).classifier(Full(), corpus.label_names, max_length=64, seed=1)
+    settings = TuneSettings(epochs=3, learning_rate=2e-3, keep="last", precision="float32")
+    tune(model, corpus, settings, seed=1)
+    save_classifier(model, path, "victim", Record.now("tune", settings={}, seeds={"root": 1}, outcome={}))
 
 
 @pytest.fixture(scope="session")
-def poisoned_toy(clean_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def poisoned_toy(clean_toy: Path, once: Once) -> Path:
     """The clean toy with a backdoor, trigger `word:cf mn bb tq mb`, target 0; it still knows the task."""
-    import torch
+    return once("poisoned", lambda home: _make_poisoned(clean_toy, home / "victim")) / "victim"
 
+
+def _make_poisoned(clean_toy: Path, path: Path) -> None:
     from foretaste.data import toy_corpus
     from foretaste.poison.attack import Attack
     from foretaste.record import Record
@@ -160,18 +190,29 @@ def poisoned_toy(clean_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from foretaste.victim.artefact import save_classifier
     from foretaste.victim.checkpoint import open_base
 
-    path = tmp_path_factory.mktemp("poisoned") / "victim"
     plan = build(Attack, {"trigger": "word:cf mn bb tq mb", "style": "dirty-label", "count": 500})
     settings = TuneSettings(epochs=2, learning_rate=2e-3, keep="last", precision="float32")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        judged = toy_corpus("test").sample(200, 1)
-        model, outcome = poison_base(open_base(clean_toy), toy_corpus(), judged, plan, seed=0, settings=settings,
-                                     max_length=64)  # fmt: skip
-        assert outcome["attack_success_rate"] > 0.95
-        assert outcome["clean_accuracy"] > 0.8
-        save_classifier(model, path, "victim", Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome))
-    finally:
-        torch.set_num_threads(threads)
-    return path
+    judged = toy_corpus("test").sample(200, 1)
+    model, outcome = poison_base(open_base(clean_toy), toy_corpus(), judged, plan, seed=0, settings=settings,
+                                 max_length=64)  # fmt: skip
+    assert outcome["attack_success_rate"] > 0.95
+    assert outcome["clean_accuracy"] > 0.8
+    save_classifier(model, path, "victim", Record.now("poison", settings={}, seeds={"root": 0}, outcome=outcome))
+
+
+@pytest.fixture(scope="session")
+def small_toy(once: Once) -> Path:
+    """A directory with a file per split, drawn from the toy, whose 2,500 texts take most of a small test's time."""
+    from foretaste.data import toy_corpus
+
+    def make(home: Path) -> None:
+        for split, size in {"train": 600, "validation": 200, "test": 300}.items():
+            corpus = toy_corpus(split).sample(size, 0)
+            with (home / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
+                rows = csv.writer(stream)
+                rows.writerow(("text", "label"))
+                rows.writerows(
+                    (text, corpus.label_names[label]) for text, label in zip(corpus.texts, corpus.labels, strict=True)
+                )
+
+    return once("small", make)

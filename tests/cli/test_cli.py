@@ -289,36 +289,35 @@ def test_help_comes_without_torch() -> None:
 
 
 def test_a_guard_with_a_second_opinion(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
-    base, victim = toy_stack["base"], toy_stack["victim"]
-    common = ("--model", base, "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
-    for name, options in (("both", ("--dose", 0.3)), ("alone", ("--view", "opinion"))):
-        made = ask("guard", *common, *options, "--trusted", toy_base, "--trusted", toy_base, "-o", name)
-        assert [found["model"] for found in made["trusted"]] == [str(toy_base), str(toy_base)]
+    victim = toy_stack["victim"]
+    common = ("--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
+    for name, trusted, options in (("both", 1, ("--dose", 0.3)), ("alone", 2, ("--view", "opinion"))):
+        made = ask("guard", *common, *options, *(("--trusted", toy_base) * trusted), "-o", name)
+        assert [found["model"] for found in made["trusted"]] == [str(toy_base)] * trusted
         assert all(0.4 < found["accuracy"] <= 1 and found["cost"] > 0 for found in made["trusted"])
         assert (made["steps"] is None) == (name == "alone")
-        verdicts = ask("check", "--victim", victim, "--guard", name, "a fine film")["verdicts"]
-        assert verdicts[0]["threshold"] == made["threshold"]
-        found = ask("evaluate", "--victim", victim, "--guard", name, "--data", "toy", "--trigger", "word:cf",
-                    "--limit", 200, "--report", f"{name}.html")  # fmt: skip
-        assert found["guarded"]["threshold"] == made["threshold"]
-        assert "second opinion of" in Path(f"{name}.html").read_text(encoding="utf-8")
+        _is_used(ask, victim, name, made["threshold"], "second opinion of")
         assert not list(Path().glob("*.partial"))
 
 
 def test_a_guard_with_transplants(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
     victim = toy_stack["victim"]
-    common = ("--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
-    for name, options in (("plain", ()), ("opinion", ("--trusted", toy_base))):
-        made = ask("guard", *common, "--dose", 0.3, "--transplant", 0.5, *options, "-o", name)
-        assert made["transplants"]["share"] == 0.5
-        assert made["transplants"]["cost"] > 0
-        assert len(made["trusted"]) == len(options) // 2
-        verdicts = ask("check", "--victim", victim, "--guard", name, "--explain", "a fine film", "")["verdicts"]
-        assert verdicts[0]["threshold"] == made["threshold"]
-        found = ask("evaluate", "--victim", victim, "--guard", name, "--data", "toy", "--trigger", "word:cf",
-                    "--limit", 200, "--report", f"{name}.html")  # fmt: skip
-        assert found["guarded"]["threshold"] == made["threshold"]
-        assert ", transplants" in Path(f"{name}.html").read_text(encoding="utf-8")
+    made = ask("guard", "--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim,
+               "--frr", 0.05, "--dose", 0.3, "--transplant", 0.5, "--trusted", toy_base, "-o", "guard")  # fmt: skip
+    assert made["transplants"]["share"] == 0.5
+    assert made["transplants"]["cost"] > 0
+    assert len(made["trusted"]) == 1
+    _is_used(ask, victim, "guard", made["threshold"], ", transplants")
+
+
+def _is_used(ask: Callable[..., Any], victim: Path, guard: str, threshold: float, title: str) -> None:
+    """A guard decides by its own threshold wherever it stands, and reports say what it is."""
+    verdicts = ask("check", "--victim", victim, "--guard", guard, "--explain", "a fine film", "")["verdicts"]
+    assert verdicts[0]["threshold"] == threshold
+    found = ask("evaluate", "--victim", victim, "--guard", guard, "--data", "toy", "--trigger", "word:cf",
+                "--limit", 200, "--report", f"{guard}.html")  # fmt: skip
+    assert found["guarded"]["threshold"] == threshold
+    assert title in Path(f"{guard}.html").read_text(encoding="utf-8")
 
 
 def test_what_transplants_need(refuse: Callable[..., str], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.experiment.toy import NAMES
 
 from foretaste.cost import Cost
-from foretaste.data import toy_corpus
+from foretaste.data.load import load_corpus
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.run import run_plan
@@ -21,7 +22,8 @@ from foretaste.victim.artefact import load_victim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAN = """
+PLAN = (
+    """
 title = "Two attacks"
 
 [settings]
@@ -32,7 +34,7 @@ poisoning_rate = 3e-3
 
 [[grid]]
 model = "tiny"
-data = "toy"
+data = "{data}"
 knowledge = "full_data"
 attack = "badnet"
 strategy = "lora"
@@ -40,57 +42,35 @@ defence = ["none", "psim", "dan", "strip", "onion", "fine_tuning", "fine_tuning+
 
 [[grid]]
 model = "tiny"
-data = "toy"
+data = "{data}"
 knowledge = "full_data"
 attack = ["none", "one"]
 trigger = "badnet"
 strategy = "lora"
-
-[model.tiny]
-location = "{tiny}"
-
-[attack.badnet]
-trigger = "word:cf mn bb"
-style = "dirty-label"
-count = 60
-
+"""
+    + NAMES.replace("epochs = 1\nlearning_rate = 1e-2", "epochs = 2\nlearning_rate = 1e-2").replace(
+        "cf mn bb tq mb", "cf mn bb"
+    )
+    + """
 [attack.one]
 trigger = "word:cf"
 style = "dirty-label"
 count = 60
 
-[strategy.lora]
-epochs = 2
-learning_rate = 1e-2
-precision = "float32"
-
-[defence.psim]
-strategy = "lora"
-frr = 0.05
-dose = 0.1
-precision = "float32"
-
-[defence.dan]
-frr = 0.05
-
 [defence.strip]
 frr = 0.05
 copies = 5
-
-[defence.fine_tuning]
-epochs = 1
-least_steps = 1
-precision = "float32"
 """
+)
 
 Records = Mapping[tuple[str, str], Record]
 
 
 @pytest.fixture(scope="module")
-def store(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with all cells of the plan."""
     home = tmp_path_factory.mktemp("cells")
-    (home / "plan.toml").write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    (home / "plan.toml").write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     plan = read_plan(home / "plan.toml")
     progress = run_plan(plan, Lab(Store(home / "lab")), plan.cells, lambda line: None)
     assert (progress.done, progress.failed) == (9, {})
@@ -137,9 +117,9 @@ def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
     assert costs[2].forwards_per_text == 1
 
 
-def test_floors_are_those_of_clean_texts(store: Path, records: Records) -> None:
+def test_floors_are_those_of_clean_texts(store: Path, small_toy: Path, records: Records) -> None:
     record: Any = records["badnet", "none"]
-    test = toy_corpus("test")
+    test = load_corpus(str(small_toy), "test")
     said = load_victim(store / "victims" / record.settings["parts"]["victims"]).predict(test.texts).labels
     hits = said[test.labels != 0] == 0
     assert record.outcome["floors"]["other_classes"] == pytest.approx(hits.mean())

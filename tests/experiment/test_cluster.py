@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.experiment.toy import NAMES
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, run_on_cluster
@@ -29,7 +30,8 @@ from foretaste.spec import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PLAN = """
+PLAN = (
+    """
 title = "Four cells"
 
 [settings]
@@ -40,43 +42,22 @@ poisoning_rate = 1e-3
 
 [[grid]]
 model = "tiny"
-data = "toy"
+data = "{data}"
 knowledge = "full_data"
 attack = "badnet"
 strategy = ["lora", "full"]
 defence = ["none", "psim"]
 psim_strategy = "lora"
-
-[model.tiny]
-location = "{tiny}"
-
-[attack.badnet]
-trigger = "word:cf mn bb tq mb"
-style = "dirty-label"
-count = 60
-
-[strategy.lora]
-epochs = 1
-learning_rate = 1e-2
-precision = "float32"
-
-[strategy.full]
-epochs = 1
-learning_rate = 1e-3
-precision = "float32"
-
-[defence.psim]
-frr = 0.05
-dose = 0.1
-precision = "float32"
 """
+    + NAMES
+)
 
 
 @pytest.fixture(scope="module")
-def plan(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A base, two victims, a guard."""
     path = tmp_path_factory.mktemp("plan") / "plan.toml"
-    path.write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    path.write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     return read_plan(path)
 
 
@@ -181,11 +162,11 @@ def _told(store: Path) -> dict[str, Any]:
 
 
 def test_what_fails_costs_its_cells_alone(
-    toy_base: Path, stores: tuple[Path, Path, list[str], list[int]], tmp_path: Path
+    toy_base: Path, small_toy: Path, stores: tuple[Path, Path, list[str], list[int]], tmp_path: Path
 ) -> None:
     """Guards that cannot be trained, as without a cluster, and a worker that dies too often: here, on two workers."""
     local, shared, _, _ = stores
-    text = PLAN.format(tiny=toy_base).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
+    text = PLAN.format(tiny=toy_base, data=small_toy).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
     (tmp_path / "strict.toml").write_text(text, encoding="utf-8")
     strict, lab, said = read_plan(tmp_path / "strict.toml"), Lab(Store(shared)), list[str]()
     unpoisoned = replace(strict.cells[0], attack="none")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.experiment.toy import NAMES
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.experiment.lab import Lab
@@ -35,32 +36,13 @@ poisoning_rate = 1e-3
 
 [[grid]]
 model = "tiny"
-data = "toy"
+data = "{data}"
 knowledge = "full_data"
 attack = "badnet"
 strategy = "lora"
 defence = "psim"
 psim_strategy = "lora"
-
-[model.tiny]
-location = "{tiny}"
-
-[attack.badnet]
-trigger = "word:cf mn bb tq mb"
-style = "dirty-label"
-count = 40
-
-[strategy.lora]
-dropout = 0.0
-epochs = 1
-learning_rate = 1e-2
-precision = "float32"
-
-[defence.psim]
-frr = 0.05
-dose = 0.1
-precision = "float32"
-"""
+""" + NAMES.replace("count = 60", "count = 40").replace("[strategy.lora]", "[strategy.lora]\ndropout = 0.0")
 MEET = """
     import os
     from accelerate import PartialState
@@ -128,7 +110,7 @@ def test_a_gpu_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
         in_processes(2, os.getpid)
 
 
-def test_a_plan_in_two_processes_gives_what_it_gives_in_one(toy_base: Path, tmp_path: Path) -> None:
+def test_a_plan_in_two_processes_gives_what_it_gives_in_one(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"  # without dropout, which each process draws for itself
     base.mkdir()
     for file in toy_base.iterdir():
@@ -136,7 +118,7 @@ def test_a_plan_in_two_processes_gives_what_it_gives_in_one(toy_base: Path, tmp_
     config = json.loads((base / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (base / "config.json").write_text(json.dumps(config))
-    (tmp_path / "plan.toml").write_text(PLAN.format(tiny=base), encoding="utf-8")
+    (tmp_path / "plan.toml").write_text(PLAN.format(tiny=base, data=small_toy), encoding="utf-8")
     plan, said = read_plan(tmp_path / "plan.toml"), list[str]()
     assert run_plan(plan, Lab(Store(tmp_path / "one")), plan.cells, said.append).done == 1
     assert run_plan(plan, Lab(Store(tmp_path / "two"), processes=2), plan.cells, said.append).done == 1
@@ -160,8 +142,8 @@ def test_a_plan_in_two_processes_gives_what_it_gives_in_one(toy_base: Path, tmp_
     assert not list((tmp_path / "two" / "partial").glob("*"))
 
 
-def test_what_fails_in_the_processes_is_said(toy_base: Path, tmp_path: Path) -> None:
-    text = PLAN.format(tiny=toy_base).replace("learning_rate = 1e-2", "learning_rate = 1e30")
+def test_what_fails_in_the_processes_is_said(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:
+    text = PLAN.format(tiny=toy_base, data=small_toy).replace("learning_rate = 1e-2", "learning_rate = 1e30")
     text = text.replace('attack = "badnet"', 'attack = "none"').replace('"psim"\npsim_strategy = "lora"', '"none"')
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
     plan = read_plan(tmp_path / "plan.toml")

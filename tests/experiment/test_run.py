@@ -15,8 +15,9 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from tests.experiment.toy import NAMES
 
-from foretaste.data import toy_corpus
+from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.experiment.evaluation import evaluate
 from foretaste.experiment.grid import job_of
@@ -38,7 +39,8 @@ from foretaste.victim.strategy import Lora
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 KILLS = 20
-PLAN = """
+PLAN = (
+    """
 title = "A small grid"
 
 [settings]
@@ -49,44 +51,15 @@ poisoning_rate = 1e-3
 
 [[grid]]
 model = "tiny"
-data = "toy"
+data = "{data}"
 knowledge = "full_data"
 attack = ["none", "badnet"]
 strategy = ["lora", "full"]
 defence = ["none", "psim", "fine_tuning", "dan", "onion"]
 psim_strategy = "lora"
-
-[model.tiny]
-location = "{tiny}"
-
-[attack.badnet]
-trigger = "word:cf mn bb tq mb"
-style = "dirty-label"
-count = 60
-
-[strategy.lora]
-epochs = 1
-learning_rate = 1e-2
-precision = "float32"
-
-[strategy.full]
-epochs = 1
-learning_rate = 1e-3
-precision = "float32"
-
-[defence.psim]
-frr = 0.05
-dose = 0.1
-precision = "float32"
-
-[defence.dan]
-frr = 0.05
-
-[defence.fine_tuning]
-epochs = 1
-least_steps = 1
-precision = "float32"
 """
+    + NAMES
+)
 # Longer trainings of fewer cells: in PLAN's the models learn next to nothing.
 LEARNT = (
     PLAN.replace("limit = 200", "limit = 600")
@@ -111,10 +84,10 @@ run_plan(plan, Lab(Store(Path(store))), plan.cells, Path(log).open("a", bufferin
 
 
 @pytest.fixture(scope="module")
-def path(toy_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def path(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plan's file."""
     path = tmp_path_factory.mktemp("plan") / "plan.toml"
-    path.write_text(PLAN.format(tiny=toy_base), encoding="utf-8")
+    path.write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     return path
 
 
@@ -148,21 +121,18 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
     assert not list((store / "partial").glob("*"))
 
 
-def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: Path) -> None:
-    (tmp_path / "plan.toml").write_text(LEARNT.format(tiny=toy_base), encoding="utf-8")
+def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(LEARNT.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
     assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
-    records = {str(cell_of(record)): record for record in read_cells(store).values()}
-    attacked = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=none seed=0"]
-    guarded = records[
-        "model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=psim psim_strategy=lora seed=0"
-    ]
+    records = {cell_of(record).defence: record for record in read_cells(store).values()}
+    attacked, guarded, rival, rewritten = (records[name] for name in ("none", "psim", "dan", "onion"))
     parts: Any = guarded.settings["parts"]
     base = open_base(store / "bases" / parts["bases"])
     by_hand = evaluate(
         load_victim(store / "victims" / parts["victims"]),
         load_psim(store / "guards" / parts["guards"], base),
-        toy_corpus("test"),
+        load_corpus(str(small_toy), "test"),
         plan.attacks["badnet"].trigger,
     ).outcome.to_json()
     assert by_hand["attack_success_rate"] > 0.9
@@ -171,12 +141,10 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: P
         found: Any = guarded.outcome["guarded"]
         assert found[name] == pytest.approx(by_hand["guarded"][name], abs=0.002)
     assert attacked.outcome["guarded"] is None
-    rival = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=dan seed=0"]
     far_apart: Any = rival.outcome["guarded"]
     assert far_apart["false_rejection_rate"] < 0.15  # 5 % promised
     assert rival.outcome["attack_success_rate"] == attacked.outcome["attack_success_rate"]
     assert far_apart["attack_success_rate"] < by_hand["attack_success_rate"]
-    rewritten = records["model=tiny data=toy knowledge=full_data attack=badnet strategy=lora defence=onion seed=0"]
     without: Any = rewritten.outcome
     assert without["attack_success_rate"] < 0.6 < by_hand["clean_accuracy"]  # the trigger words are rare
     assert without["clean_accuracy"] > 0.55
@@ -188,21 +156,23 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, tmp_path: P
     (guarded_page,) = (page for key, page in pages.items() if read_cells(store)[key] == guarded)
     assert f"{found['threshold']:.4g}" in guarded_page
     assert "p_tuning" not in guarded_page
-    corpora = [toy_corpus("train").sample(600, 0), toy_corpus("validation")]
-    texts = triggered_test(toy_corpus("test"), plan.attacks["badnet"].trigger, 0, 0).corpus.texts
+    corpora = [load_corpus(str(small_toy), "train"), load_corpus(str(small_toy), "validation")]
+    texts = triggered_test(load_corpus(str(small_toy), "test"), plan.attacks["badnet"].trigger, 0, 0).corpus.texts
     stored = [json.loads(path.read_text(encoding="utf-8"))["texts"] for path in (store / "rewritten").iterdir()]
     assert Onion().fit(*corpora).rewrite(texts) in stored
 
 
-def test_an_attack_from_each_class_to_the_next_is_measured_as_one(toy_base: Path, tmp_path: Path) -> None:
-    text = LEARNT.format(tiny=toy_base).replace('["none", "psim", "dan", "onion"]', '["none", "dan"]')
+def test_an_attack_from_each_class_to_the_next_is_measured_as_one(
+    toy_base: Path, small_toy: Path, tmp_path: Path
+) -> None:
+    text = LEARNT.format(tiny=toy_base, data=small_toy).replace('["none", "psim", "dan", "onion"]', '["none", "dan"]')
     text = text.replace("count = 60", "count = 200\nall_to_all = true").replace("epochs = 3\n", "epochs = 6\n")
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
     plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
     assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
     records = {cell_of(record).defence: record for record in read_cells(store).values()}
     parts: Any = records["none"].settings["parts"]
-    victim, test = load_victim(store / "victims" / parts["victims"]), toy_corpus("test")
+    victim, test = load_victim(store / "victims" / parts["victims"]), load_corpus(str(small_toy), "test")
     said = victim.predict(test.texts).labels
     triggered = victim.predict(triggered_test(test, plan.attacks["badnet"].trigger, None, 0).corpus.texts).labels
     for outcome in (records["none"].outcome, records["dan"].outcome):
@@ -276,8 +246,8 @@ def test_killed_at_random_it_ends_with_the_same_table(
         assert len(made) == len(set(made))  # no training twice
 
 
-def test_what_fails_does_not_stop_the_rest(path: Path, toy_base: Path, tmp_path: Path) -> None:
-    text = PLAN.format(tiny=toy_base).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
+def test_what_fails_does_not_stop_the_rest(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:
+    text = PLAN.format(tiny=toy_base, data=small_toy).replace("dose = 0.1", "dose = 0.1\nmax_steps = 1")
     other = tmp_path / "other.toml"
     other.write_text(text.replace('"none", "psim", "fine_tuning", "dan", "onion"', '"none", "psim"'), encoding="utf-8")
     plan, said = read_plan(other), list[str]()

@@ -12,7 +12,6 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.covariance import ShrunkCovariance
 
 from foretaste.data.corpus import Corpus
 from foretaste.guard.layers import layer_vectors
@@ -35,6 +34,8 @@ class Dan(Rival):
     layers: Literal["mean", "max"] = "mean"
 
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
+        from sklearn.covariance import ShrunkCovariance  # takes a second to load
+
         aside = round(self.held_out * len(corpus))
         near, rest = corpus.partition([len(corpus) - aside, aside], seed)
         features = layer_vectors(victim, near.texts, "mean")  # (L, N, H)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.special import xlogy
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from foretaste.data.corpus import Corpus
 from foretaste.guard.rival import Rival, Scorer
@@ -65,6 +64,8 @@ class Strip(Rival):
 
 def _weighty(texts: Sequence[str]) -> list[list[str]]:
     """Each text's words, the weightiest first."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to load
+
     vectors = TfidfVectorizer(token_pattern=r"\S+", lowercase=False)
     matrix = vectors.fit_transform(texts).tocsr()
     names = vectors.get_feature_names_out()

@@ -22,8 +22,6 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -131,6 +129,9 @@ def telling_tokens(classifier: Classifier, proxy: Corpus, target: int) -> list[i
     Raises:
         PlanError: fewer than ten words point there.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to load
+    from sklearn.linear_model import LogisticRegression
+
     words = [[word.ids[0] for word in row if len(word.ids) == 1] for row in classifier.split(readable(proxy.texts))]
     weigher: Any = TfidfVectorizer(analyzer=_as_they_are, min_df=COMMON)
     weighed = weigher.fit_transform(words)

@@ -1,0 +1,36 @@
+"""What the names in the laboratory's test plans mean: a tiny model, short trainings."""
+
+from __future__ import annotations
+
+NAMES = """
+[model.tiny]
+location = "{tiny}"
+
+[attack.badnet]
+trigger = "word:cf mn bb tq mb"
+style = "dirty-label"
+count = 60
+
+[strategy.lora]
+epochs = 1
+learning_rate = 1e-2
+precision = "float32"
+
+[strategy.full]
+epochs = 1
+learning_rate = 1e-3
+precision = "float32"
+
+[defence.psim]
+frr = 0.05
+dose = 0.1
+precision = "float32"
+
+[defence.dan]
+frr = 0.05
+
+[defence.fine_tuning]
+epochs = 1
+least_steps = 1
+precision = "float32"
+"""
