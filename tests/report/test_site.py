@@ -109,7 +109,7 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     assert "(92.00 / 99.70) -2.0 / -0.7<br>2 of 3 seeds | – / –<br>(" in files["results.md"]
     assert "## One & two" not in files["results.md"]
     assert r"## One & \<two\>" in files["results.md"]
-    assert "| badnet | table1 | 1.0 (1.45) | 1 |" in files["results.md"]
+    assert "| badnet | psim | table1 | 1.0 (1.45) | 1 |" in files["results.md"]
     cells = list(csv.DictReader(files["cells.csv"].splitlines()))
     assert len(cells) == 4
     assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}

@@ -18,7 +18,7 @@ Cells = list[tuple[Cell, dict[str, Any] | None]]
 def _verdicts(store: Path, cells: Cells, table: int | None = 1) -> dict[Any, Any]:
     sheet, records = write_store(store, cells, table=table)
     listing = targets_of([sheet], records)
-    return {} if listing is None else {row[0]: row for row in listing.rows}
+    return {} if listing is None else {row[0]: row for row in listing.rows if row[1] == "psim"}
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_both_the_rate_and_the_loss_have_to_be_low(tmp_path: Path, behind: tuple
         (cell_at("badnet", "psim", "lora", threshold=0.6), rates(0.9, 1.0, (0.1, 1.0))),
     ]
     row = _verdicts(tmp_path, cells)["badnet"]
-    assert (row[7], row[8]) == ("2 of 2", verdict)
-    rate, loss = row[2], row[5]
+    assert (row[8], row[9]) == ("2 of 2", verdict)
+    rate, loss = row[3], row[6]
     assert isinstance(rate, Share)
     assert rate.ours is not None
     assert rate.ours.mean == pytest.approx(behind[1])
@@ -49,20 +49,36 @@ def test_paraphrases_are_held_against_victims_that_nobody_poisoned(tmp_path: Pat
     for floor, verdict in ((0.16, "met"), (0.1, "missed")):
         sound = (cell_at("none", trigger="synattack"), rates(0.9, floor))
         row = _verdicts(tmp_path / verdict, [guarded, sound])["synattack"]
-        assert (row[3], row[8]) == ("floor + 5", verdict)
-        assert row[4].ours.mean == floor
-    assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][8] == "open"  # without a floor nobody can tell
+        assert (row[4], row[9]) == ("floor + 5", verdict)
+        assert row[5].ours.mean == floor
+    assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][9] == "open"  # without a floor nobody can tell
 
 
 def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
     met = (cell_at("badnet", "psim"), rates(0.9, 1.0, (0.9, 0.0)))
-    assert _verdicts(tmp_path / "all", [met])["badnet"][8] == "met"
+    assert _verdicts(tmp_path / "all", [met])["badnet"][9] == "met"
     lacking: Cells = [met, (cell_at("badnet", "psim", "full"), None)]
-    assert _verdicts(tmp_path / "part", lacking)["badnet"][8] == "open"
+    assert _verdicts(tmp_path / "part", lacking)["badnet"][9] == "open"
     failing: Cells = [(cell_at("badnet", "psim"), rates(0.9, 0.1, (0.9, 0.0)))]
-    assert _verdicts(tmp_path / "failing attack", failing)["badnet"][8] == "open"
+    assert _verdicts(tmp_path / "failing attack", failing)["badnet"][9] == "open"
     for name in ("psim", "badnet", "minilm"):
         sheet, records = write_store(tmp_path / name, [met], table=1, altered=[name])
         listing = targets_of([sheet], records)
         assert listing is not None
-        assert listing.rows[0][8] == "open"
+        assert listing.rows[0][9] == "open"
+
+
+def test_a_washed_base_is_held_against_the_victim_of_the_one_that_came(tmp_path: Path) -> None:
+    both = (cell_at("badnet", "w2s+psim"), rates(0.95, 0.1, (0.94, 0.0)))
+    alone = (cell_at("badnet"), rates(0.9, 1.0))
+    for cells, count, verdict in (([both, alone], "1 of 1", "met"), ([both], "0 of 1", "open")):
+        sheet, records = write_store(tmp_path / verdict, cells, table=1)
+        listing = targets_of([sheet], records)
+        assert listing is not None
+        (row,) = listing.rows
+        assert (row[1], row[8], row[9]) == ("w2s+psim", count, verdict)
+    weak = (cell_at("badnet"), rates(0.9, 0.1))
+    sheet, records = write_store(tmp_path / "weak", [both, weak], table=1)
+    listing = targets_of([sheet], records)
+    assert listing is not None
+    assert listing.rows[0][9] == "open"  # the attack fails on its own

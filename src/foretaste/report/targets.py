@@ -1,4 +1,4 @@
-"""What this project promises of its default guard, and whether the records keep it."""
+"""What this project promises of its default guard, alone and before a washed base, and whether the records keep it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from foretaste.report.tables import Sheet, share_of
 __all__ = ["TARGETS", "targets_of"]
 
 MAIN_TABLES = (1, 2, 4, 5, 6, 7)
+DEFENCES = ("psim", "w2s+psim")
 WORKING = 0.5  # an attack that fails alone says nothing about a guard
 Cells = list[Mapping[str, Any]]
 ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
-    "The default guard before MiniLM on SST-2: mean ASR and mean loss of CA (against the same victim alone) over all "
-    "strategies and seeds, below it the lowest and the highest cell. In brackets the paper's mean over its six main "
-    "tables, three models and all strategies. The floor is the same rate of undefended victims that nobody poisoned. "
-    "Open: cells are missing, the plan calls something else by these names, or the attack fails on its own."
+    "The default guard before MiniLM on SST-2 (psim), and the same guard where W2SDefense washed the base before it "
+    "was tuned (w2s+psim): mean ASR and mean loss of CA (against the same victim undefended) over all strategies and "
+    "seeds, below it the lowest and the highest cell. In brackets the paper's mean for PSIM over its six main tables, "
+    "three models and all strategies. The floor is the same rate of undefended victims that nobody poisoned. Open: "
+    "cells are missing, the plan calls something else by these names, or the attack fails on its own."
 )
 
 
@@ -45,36 +47,48 @@ TARGETS = (
 
 
 def targets_of(sheets: Sequence[Sheet], records: Mapping[str, Record]) -> Listing | None:
-    """Return a line per target and main table that asks for its cells; None if no plan asks for any."""
+    """Return a line per target, defence and main table that asks for its cells; None if no plan asks for any."""
     rows: list[Sequence[Value]] = []
     for sheet in sheets:
         if sheet.table not in MAIN_TABLES:
             continue
         for target in TARGETS:
             for knowledge in dict.fromkeys(str(cell["knowledge"]) for cell in sheet.cells):
-                row = _row(sheet, target, knowledge, records)
-                rows += [] if row is None else [row]
-    columns = ("Attack", "Plan", "ASR", "ASR at most", "Floor", "CA loss", "Loss at most", "Cells", "Target")
-    return Listing("targets", "Targets", CAPTION, columns, rows, labels=2) if rows else None
+                found = (_row(sheet, target, defence, knowledge, records) for defence in DEFENCES)
+                rows += [row for row in found if row is not None]
+    columns = ("Attack", "Defence", "Plan", "ASR", "ASR at most", "Floor", "CA loss", "Loss at most", "Cells", "Target")
+    return Listing("targets", "Targets", CAPTION, columns, rows, labels=3) if rows else None
 
 
-def _row(sheet: Sheet, target: Target, knowledge: str, records: Mapping[str, Record]) -> Sequence[Value] | None:
-    place = {"model": "minilm", "data": "sst2", "knowledge": knowledge, "attack": target.attack, "defence": "psim"}
+def _row(
+    sheet: Sheet, target: Target, defence: str, knowledge: str, records: Mapping[str, Record]
+) -> Sequence[Value] | None:
+    place = {"model": "minilm", "data": "sst2", "knowledge": knowledge, "attack": target.attack, "defence": defence}
     asked = _cells(sheet, **place)
     if not asked:
         return None
-    found = [records[key] for cell in asked if (key := cell["key"]) in records]
+    undefended = {_run(cell): cell["key"] for cell in _cells(sheet, **{**place, "defence": "none"})}
+    found, alone = list[Record](), list[Mapping[str, Any]]()
+    for cell in asked:
+        # A guard's record says what the victim does without it; a washed base's victim is another one.
+        key = cell["key"] if defence == "psim" else undefended.get(_run(cell), "")
+        if cell["key"] in records and key in records:
+            found.append(records[cell["key"]])
+            alone.append(records[key].outcome)
     rate = share_of(found, "attack_success_rate").ours
-    loss = Spread.of([_loss(each) for each in found])
+    losses = zip(alone, found, strict=True)
+    loss = Spread.of([before["clean_accuracy"] - each.rates["clean_accuracy"] for before, each in losses])
     sound = _cells(sheet, **{**place, "attack": "none", "defence": "none"}, trigger=target.attack)
     floor = share_of([records[cell["key"]] for cell in sound if cell["key"] in records], "attack_success_rate").ours
-    printed = printed_mean(MAIN_TABLES, target.attack) or (None, None)
+    printed = (defence == "psim" and printed_mean(MAIN_TABLES, target.attack)) or (None, None)
     allowed: float | None = target.attack_success_rate
     if target.is_above_floor:
         allowed = None if floor is None else floor.mean + target.attack_success_rate
     bar = points(target.attack_success_rate, 0)
+    is_told = _is_told(sheet, target, asked, [each["attack_success_rate"] for each in alone], sound, records)
     return (
         target.attack,
+        defence,
         sheet.name,
         Share(rate, printed[0], is_comparable=False),
         f"floor + {bar}" if target.is_above_floor else bar,
@@ -82,21 +96,23 @@ def _row(sheet: Sheet, target: Target, knowledge: str, records: Mapping[str, Rec
         Share(loss, printed[1], is_comparable=False),
         points(target.loss, 0),
         f"{len(found)} of {len(asked)}",
-        _verdict(rate, allowed, loss, target.loss) if _is_told(sheet, target, asked, found, sound, records) else "open",
+        _verdict(rate, allowed, loss, target.loss) if is_told else "open",
     )
 
 
 def _is_told(
-    sheet: Sheet, target: Target, asked: Cells, found: Sequence[Record], sound: Cells, records: Mapping[str, Record]
+    sheet: Sheet, target: Target, asked: Cells, alone: Sequence[float], sound: Cells, records: Mapping[str, Record]
 ) -> bool:
     """Whether the records can tell: all cells run, with the usual guard, attack and model, against one that works."""
-    if {"psim", "minilm", target.attack} & set(sheet.altered) or len(found) < len(asked):
+    if {"psim", "w2s", "minilm", target.attack} & set(sheet.altered) or len(alone) < len(asked):
         return False
-    alone = share_of(found, "attack_success_rate", is_undefended=True).ours
-    is_floor_whole = sound and all(cell["key"] in records for cell in sound)
-    if alone is None or (target.is_above_floor and not is_floor_whole):
-        return False
-    return target.is_above_floor or alone.mean > WORKING
+    if target.is_above_floor:
+        return bool(sound) and all(cell["key"] in records for cell in sound)
+    return sum(alone) > WORKING * len(alone)
+
+
+def _run(cell: Mapping[str, Any]) -> tuple[str, int]:
+    return cell["strategy"], cell["seed"]
 
 
 def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> Cells:
@@ -107,11 +123,6 @@ def _cells(sheet: Sheet, trigger: str | None = None, **place: str) -> Cells:
         for cell in sheet.cells
         if cell.get("trigger") == trigger and all(cell[name] == value for name, value in wanted.items())
     ]
-
-
-def _loss(record: Record) -> float:
-    outcome: Any = record.outcome
-    return float(outcome["clean_accuracy"] - record.rates["clean_accuracy"])
 
 
 def _verdict(rate: Spread | None, allowed: float | None, loss: Spread | None, allowed_loss: float) -> str | None:
