@@ -206,7 +206,7 @@ def small_toy(once: Once) -> Path:
     from foretaste.data import toy_corpus
 
     def make(home: Path) -> None:
-        for split, size in {"train": 600, "validation": 200, "test": 300}.items():
+        for split, size in {"train": 600, "validation": 300, "test": 300}.items():
             corpus = toy_corpus(split).sample(size, 0)
             with (home / f"{split}.csv").open("w", newline="", encoding="utf-8") as stream:
                 rows = csv.writer(stream)

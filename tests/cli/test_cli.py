@@ -288,26 +288,32 @@ def test_help_comes_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_guard_with_a_second_opinion(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+def test_a_guard_that_is_a_second_opinion(
+    ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]
+) -> None:
     victim = toy_stack["victim"]
-    common = ("--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim, "--frr", 0.05)
-    for name, trusted, options in (("both", 1, ("--dose", 0.3)), ("alone", 2, ("--view", "opinion"))):
-        made = ask("guard", *common, *options, *(("--trusted", toy_base) * trusted), "-o", name)
-        assert [found["model"] for found in made["trusted"]] == [str(toy_base)] * trusted
-        assert all(0.4 < found["accuracy"] <= 1 and found["cost"] > 0 for found in made["trusted"])
-        assert (made["steps"] is None) == (name == "alone")
-        _is_used(ask, victim, name, made["threshold"], "second opinion of")
-        assert not list(Path().glob("*.partial"))
+    made = ask("guard", "--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim,
+               "--frr", 0.05, "--view", "opinion", *("--trusted", toy_base) * 2, "-o", "alone")  # fmt: skip
+    assert [found["model"] for found in made["trusted"]] == [str(toy_base)] * 2
+    assert all(0.4 < found["accuracy"] <= 1 and found["cost"] > 0 for found in made["trusted"])
+    assert made["steps"] is None
+    _is_used(ask, victim, "alone", made["threshold"], "second opinion of")
+    assert not list(Path().glob("*.partial"))
 
 
-def test_a_guard_with_transplants(ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]) -> None:
+def test_psim_with_a_second_opinion_and_transplants(
+    ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]
+) -> None:
     victim = toy_stack["victim"]
     made = ask("guard", "--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim,
                "--frr", 0.05, "--dose", 0.3, "--transplant", 0.5, "--trusted", toy_base, "-o", "guard")  # fmt: skip
     assert made["transplants"]["share"] == 0.5
     assert made["transplants"]["cost"] > 0
     assert len(made["trusted"]) == 1
-    _is_used(ask, victim, "guard", made["threshold"], ", transplants")
+    assert made["steps"] > 0
+    _is_used(ask, victim, "guard", made["threshold"], "second opinion of")
+    assert ", transplants" in Path("guard.html").read_text(encoding="utf-8")
+    assert not list(Path().glob("*.partial"))
 
 
 def _is_used(ask: Callable[..., Any], victim: Path, guard: str, threshold: float, title: str) -> None:
