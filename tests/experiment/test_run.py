@@ -258,6 +258,19 @@ def test_what_fails_does_not_stop_the_rest(toy_base: Path, small_toy: Path, tmp_
     assert progress.done == 4
 
 
+def test_too_few_texts_to_poison_are_said_before_anything_runs(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(path.read_text(encoding="utf-8").replace("count = 60", "count = 300"), encoding="utf-8")
+    plan, said = read_plan(other), list[str]()
+    lab, attacked = Lab(Store(tmp_path / "lab")), [cell for cell in plan.cells if cell.attack == "badnet"]
+    progress = run_plan(plan, lab, attacked, said.append)
+    assert progress.failed.keys() == {str(cell) for cell in attacked}
+    assert all("300 examples to poison, but only" in reason for reason in progress.failed.values())
+    assert not (tmp_path / "lab").exists()
+    with pytest.raises(PlanError, match="Ask for fewer"):
+        forecast(plan, lab, plan.cells)
+
+
 def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8").replace('model = "tiny"', 'model = "llama-7b"')
     other = tmp_path / "other.toml"

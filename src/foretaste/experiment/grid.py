@@ -21,7 +21,7 @@ from foretaste.experiment.plan import Plan, measurable
 from foretaste.experiment.readings import Answers, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Tuned, Washed
 from foretaste.experiment.store import Store, digest_of
-from foretaste.poison.attack import Attack
+from foretaste.poison.attack import Attack, poisonable
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 from foretaste.victim.strategy import Full
@@ -96,7 +96,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     """Say what a cell needs; its data are read, nothing is made.
 
     Raises:
-        PlanError, DataError: data that are not there.
+        PlanError, DataError: data that are not there, or too few of them to poison.
     """
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
@@ -118,6 +118,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         if attack is None:  # an honest supplier: the same tuning, nothing poisoned
             base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
         else:
+            poisonable(lab.corpus(learnt), attack)  # said before anything runs
             measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
             attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
             base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)

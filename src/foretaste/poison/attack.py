@@ -20,7 +20,7 @@ from foretaste.poison.plan import Attack, Evasion, Style
 from foretaste.poison.trigger import FileTrigger, StoredTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
-__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "triggered_test"]
+__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "poisonable", "triggered_test"]
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -61,6 +61,25 @@ class Triggered:
     origins: NDArray[np.int64]
 
 
+def poisonable(corpus: Corpus, plan: Attack, is_held: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+    """Return the rows of the classes that the attack may poison, of those that the trigger can change (`is_held (N,)`).
+
+    Raises:
+        PlanError: more examples are asked for than there are.
+    """
+    is_home = corpus.labels == plan.goals(corpus.labels, len(corpus.label_names))
+    is_eligible = is_home if plan.style is Style.CLEAN_LABEL else ~is_home
+    eligible: NDArray[np.int64] = np.flatnonzero(is_eligible if is_held is None else is_eligible & is_held)
+    count = plan.count_in(len(corpus))
+    if count > len(eligible):
+        towards = "all to all" if plan.all_to_all else f"target {corpus.label_names[plan.target]!r}"
+        raise PlanError(
+            f"{count} examples to poison, but only {len(eligible)} of {len(corpus)} in {corpus.name} are "
+            f"eligible ({plan.style}, {towards}, {plan.trigger.name}). Ask for fewer."
+        )
+    return eligible
+
+
 def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     """Poison part of a corpus; all other rows (but for `match_lengths`), and the order, stay as they are.
 
@@ -91,14 +110,7 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     is_held = np.ones(len(corpus), dtype=np.bool_)
     if finished is not None:
         is_held[:] = [i in finished for i in range(len(corpus))]
-    eligible = np.flatnonzero((is_home if plan.style is Style.CLEAN_LABEL else ~is_home) & is_held)
-    if count > len(eligible):
-        towards = "all to all" if plan.all_to_all else f"target {corpus.label_names[plan.target]!r}"
-        raise PlanError(
-            f"{count} examples to poison, but only {len(eligible)} of {len(corpus)} in {corpus.name} are "
-            f"eligible ({plan.style}, {towards}, {plan.trigger.name}). "
-            "Ask for fewer."
-        )
+    eligible = poisonable(corpus, plan, is_held)
     chosen = generator(seed, "attack").permutation(eligible)[:count]
     is_flipped = _is_flipped(count, plan.flip_rate)
     is_poisoned = np.zeros(len(corpus), dtype=np.bool_)
