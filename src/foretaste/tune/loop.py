@@ -217,9 +217,9 @@ class _Run:
         device, rank = self.classifier.module.device, self.accelerator.process_index
         world, settings = self.accelerator.num_processes, self.settings
         # Dropout depends on the step and the process alone, so that a resumed run draws what it would have drawn.
-        draw = child_seed(self.seed, "dropout", step, rank)
-        # torch.manual_seed gives the same on the CPU, and formats stack traces for devices that are not there.
-        torch.default_generator.manual_seed(draw) if device.type == "cpu" else torch.manual_seed(draw)
+        # On the CPU torch.manual_seed would do the same, and format stack traces for devices that are not there.
+        random: Any = torch.default_generator if device.type == "cpu" else torch
+        random.manual_seed(child_seed(self.seed, "dropout", step, rank))
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak_rate * _schedule(step, total, settings.warmup)
         own = batch[rank::world]
