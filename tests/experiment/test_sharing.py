@@ -22,10 +22,10 @@ def data_root(tmp_path: Path) -> Path:
     """Sets of the names that the tables have, each with texts of its own."""
     for number, name in enumerate(("sst2", "imdb", "cr", "mr", "cola")):
         for split in ("train", "validation", "test"):
-            texts = [f"{name} {split} {place}" for place in range(20)]
+            texts = [f"{name} {split} {place}" for place in range(2000)]  # so many that there are enough to poison
             path = tmp_path / name / f"{split}.parquet"
             path.parent.mkdir(exist_ok=True)
-            pq.write_table(pa.table({"text": texts, "label": [number % 2, 1 - number % 2] * 10}), path)
+            pq.write_table(pa.table({"text": texts, "label": [number % 2, 1 - number % 2] * 1000}), path)
     return tmp_path
 
 
