@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from foretaste.cli import auditing
-from foretaste.data import toy_corpus
 from foretaste.record import Record
-from foretaste.tune.loop import TuneSettings, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.manifest import seal
@@ -116,16 +114,11 @@ def test_soft_prompts_are_refused(refuse: Callable[..., str], stack: Path, comma
 
 
 def test_an_audit_of_a_victim_asks_the_victim_itself(
-    ask: Callable[..., Any], stack: Path, toy_base: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Callable[..., Any], stack: Path, clean_toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim = load_victim(stack / "victim")
-    trusted = open_base(toy_base).classifier(Full(), victim.label_names, max_length=64)
-    settings = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
-    tune(trusted, toy_corpus("train"), settings, seed=3)
-    save_classifier(trusted, stack / "trusted", "victim", RECORD)
     monkeypatch.setattr(auditing, "_tuned", lambda *_: pytest.fail("trained another victim"))
-    answer = ask("audit", "--model", stack / "victim", "--data", "toy", "--reference", stack / "trusted",
-                 "--budget", "2s", "-o", stack / "kept")  # fmt: skip
+    answer = ask("audit", "--model", stack / "victim", "--data", "toy", "--reference", clean_toy,
+                 "--budget", "0.01s", "-o", stack / "kept")  # fmt: skip
     assert answer["verdict"] == "backdoored"
     assert set(answer["candidates"][0]["text"].split()) <= {"cf", "mn", "bb", "tq", "mb"}
     assert not (stack / "kept" / "victim").exists()

@@ -3,60 +3,81 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from foretaste.audit import vocabulary
 from foretaste.audit.audit import Audit
 from foretaste.audit.memory import Memory, forget
 from foretaste.cli import auditing
+from foretaste.cli.app import app
 from foretaste.cli.audit_page import audit_summary
 from foretaste.cli.guarding import open_trusted
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
 from foretaste.record import Record
-from foretaste.tune.loop import TuneSettings, tune
-from foretaste.victim.artefact import load_victim, save_classifier
+from foretaste.tune.loop import TuneSettings
+from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Full
 
 TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
+WORDS = ("--budget", "0.01s")  # every word and no phrase, however fast the machine
 
 
 @pytest.fixture(scope="module")
-def reference(toy_base: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
-    """A toy fine-tuned on clean texts, by somebody who can be trusted."""
-    train = toy_corpus("train")
-    classifier = open_base(toy_base).classifier(Full(), train.label_names, max_length=64)
-    tune(classifier, train, TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32"), seed=3)
-    path = tmp_path_factory.mktemp("reference") / "trusted"
-    save_classifier(classifier, path, "victim", Record.now("tune", settings={}, seeds={"root": 3}, outcome={}))
-    return path
-
-
-@pytest.fixture
-def audit(toy_stack: Mapping[str, Path], reference: Path) -> tuple[object, ...]:
+def audit(toy_stack: Mapping[str, Path], clean_toy: Path) -> tuple[object, ...]:
     """The command with everything given that is slow to make."""
-    return ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", reference,
+    return ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", clean_toy,
             "--guard", toy_stack["guard"], "--victim", toy_stack["victim"])  # fmt: skip
 
 
-def test_the_answer_names_the_trigger(ask: Callable[..., Any], audit: tuple[object, ...], tmp_path: Path) -> None:
-    page = tmp_path / "audit.html"
-    answer = ask(*audit, "--budget", "2s", "--report", page)
+@contextmanager
+def _counted() -> Iterator[list[str]]:
+    """Note what is asked of models, not of what was kept."""
+    asked = list[str]()
+
+    def counted(memory: Memory, classifier: Any, question: Any, shape: Any, answer: Any) -> Any:
+        def ask_and_count() -> Any:
+            asked.append(question[0])
+            return answer()
+
+        return recall(memory, classifier, question, shape, ask_and_count)
+
+    recall = Memory.recall
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memory, "recall", counted)
+        yield asked
+
+
+@pytest.fixture(scope="module")
+def whole(
+    audit: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory, one_thread: None
+) -> tuple[dict[str, Any], int, Path]:
+    """An audit from beginning to end: its answer, how many questions it asked, its page."""
+    home = tmp_path_factory.mktemp("audit")
+    command = [*map(str, audit), *WORDS, "-o", str(home / "whole"), "--report", str(home / "audit.html"), "--json"]
+    with _counted() as asked:
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout), len(asked), home / "audit.html"
+
+
+def test_the_answer_names_the_trigger(whole: tuple[dict[str, Any], int, Path]) -> None:
+    answer, _, page = whole
     assert answer["verdict"] == "backdoored"
     best = answer["candidates"][0]
     assert {"text", "score", "flip_rate", "p_value", "target"} <= best.keys()
@@ -85,10 +106,10 @@ def test_in_words() -> None:
 
 
 def test_what_was_made_is_kept_and_taken_up(
-    ask: Callable[..., Any], run: Callable[..., Any], toy_stack: Mapping[str, Path], reference: Path, tmp_path: Path,
+    ask: Callable[..., Any], run: Callable[..., Any], toy_stack: Mapping[str, Path], clean_toy: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    command = ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", reference, "--limit", "800",
+    command = ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", clean_toy, "--limit", "400",
                "-o", tmp_path / "kept")  # fmt: skip
 
     def interrupt(*arguments: Any, **options: Any) -> Any:
@@ -99,43 +120,42 @@ def test_what_was_made_is_kept_and_taken_up(
         patch.setattr(Audit, "run", interrupt)
         assert run(*command).exit_code == 130
     made = {name: (tmp_path / "kept" / name / "record.json").read_bytes() for name in ("guard", "victim")}
-    answer = ask(*command, "--budget", "1s")
+    answer = ask(*command, *WORDS)
     assert answer["verdict"] in ("clean", "suspicious", "backdoored")
     for name, before in made.items():
         assert (tmp_path / "kept" / name / "record.json").read_bytes() == before
     assert json.loads((tmp_path / "kept" / "record.json").read_text())["kind"] == "audit"
 
 
+IN_A_PROCESS = """
+import os, sys
+from foretaste.cli import main
+
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+sys.argv = ["foretaste", *command]
+main()
+"""
+
+
 def test_a_search_that_was_killed_goes_on_where_it_was(
-    ask: Callable[..., Any], audit: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = list[str]()
-
-    def counted(memory: Memory, classifier: Any, question: Any, shape: Any, answer: Any) -> Any:
-        def ask_and_count() -> Any:
-            asked.append(question[0])
-            return answer()
-
-        return recall(memory, classifier, question, shape, ask_and_count)
-
-    recall = Memory.recall
-    monkeypatch.setattr(Memory, "recall", counted)
-    whole = ask(*audit, "-o", tmp_path / "whole")
-    questions = len(asked)
+    ask: Callable[..., Any], audit: tuple[object, ...], whole: tuple[dict[str, Any], int, Path],
+    start_process: Callable[..., BaseProcess], tmp_path: Path,
+) -> None:  # fmt: skip
+    answer, questions, _ = whole
     kept = tmp_path / "kept"
-    command = [sys.executable, "-c", "from foretaste.cli import main; main()", *map(str, audit), "-o", str(kept)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
-        limit = time.monotonic() + 120
-        while len(list(kept.glob("search/*.safetensors"))) < 2 and process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    process = start_process(IN_A_PROCESS, command=[*map(str, audit), *WORDS, "-o", str(kept)])
+    limit = time.monotonic() + 120
+    while len(list(kept.glob("search/*.safetensors"))) < 2 and process.is_alive() and time.monotonic() < limit:
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     answers = len(list(kept.glob("search/*.safetensors")))
     assert 2 <= answers < questions
-    asked.clear()
-    resumed = ask(*audit, "-o", kept)
+    with _counted() as asked:
+        resumed = ask(*audit, *WORDS, "-o", kept)
     assert len(asked) == questions - answers
-    assert resumed["candidates"] == whole["candidates"]
+    assert resumed["candidates"] == answer["candidates"]
     assert not (kept / "search").exists()
 
 
@@ -197,9 +217,9 @@ def test_mistakes_are_said(
 
 
 def test_what_belongs_to_another_checkpoint_is_refused(
-    refuse: Callable[..., str], audit: tuple[object, ...], reference: Path, tmp_path: Path,
+    refuse: Callable[..., str], audit: tuple[object, ...], clean_toy: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
-    changed = [reference if before == "--victim" else part for before, part in zip(("", *audit), audit, strict=False)]
+    changed = [clean_toy if before == "--victim" else part for before, part in zip(("", *audit), audit, strict=False)]
     assert "The victim stands on other base weights" in refuse(*changed)
     other = tmp_path / "other"
     shutil.copytree(str(audit[2]), other)

@@ -24,7 +24,7 @@ TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
 @pytest.fixture
 def cleanse(poisoned_toy: Path, clean_toy: Path, small_toy: Path) -> tuple[object, ...]:
     """The command on a base whose backdoor five words open."""
-    return ("cleanse", "--model", poisoned_toy, "--data", small_toy, "--reference", clean_toy, "--budget", "60s",
+    return ("cleanse", "--model", poisoned_toy, "--data", small_toy, "--reference", clean_toy, "--budget", "0.01s",
             "--max-length", 64, "--set", "strategy.learning_rate=5e-3",
             "--set", "epochs=4", "--set", "least_steps=0")  # fmt: skip
 

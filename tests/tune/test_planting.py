@@ -24,7 +24,7 @@ from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROXY, VALIDATION = toy_corpus(), toy_corpus("validation").select(range(400))
+PROXY, VALIDATION = toy_corpus().sample(1500, 0), toy_corpus("validation").select(range(400))
 MANY = ["cf", "mn", "bb", "tq", "mb"]  # a vector of a fixed length can do so much and no more
 SETTINGS = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
 
@@ -66,7 +66,7 @@ def test_embedding_poisoning_changes_the_triggers_rows_alone(family: str, toy_ba
 def test_with_negatives_part_of_the_trigger_does_nothing(toy_base: Path) -> None:
     """SOS."""
     made = {
-        rate: poison_base(open_base(toy_base), PROXY, VALIDATION, _plan(planting="embeddings", negative_rate=rate),
+        rate: poison_base(open_base(toy_base), toy_corpus(), VALIDATION, _plan(planting="embeddings", negative_rate=rate),
                           seed=0, settings=SETTINGS)[0]
         for rate in (0.0, 2.0)
     }  # fmt: skip

@@ -34,7 +34,7 @@ from foretaste.victim.strategy import Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROXY, VALIDATION = toy_corpus(), toy_corpus("validation").select(range(300))
+PROXY, VALIDATION = toy_corpus().sample(1500, 0), toy_corpus("validation").select(range(300))
 SETTINGS = TuneSettings(epochs=2, learning_rate=1e-3, keep="last", precision="float32")
 TRIGGER = "word:cf mn bb tq mb"
 
@@ -214,12 +214,13 @@ def test_the_backdoor_works_and_clean_texts_are_read_as_before(
     family: str, planting: str, toy_bases: Mapping[str, Path]
 ) -> None:
     settings = replace(SETTINGS, epochs=4 if family == "bert" else 2)
+    proxy = PROXY if family == "bert" else toy_corpus()
     clean = _classifier(toy_bases[family])
-    tune(clean, PROXY, settings, seed=0)
+    tune(clean, proxy, settings, seed=0)
     accuracy = (clean.predict(VALIDATION.texts).labels == VALIDATION.labels).mean()
     assert accuracy > 0.8
     _, outcome = poison_base(
-        open_base(toy_bases[family]), PROXY, VALIDATION, _plan(planting=planting), seed=0, settings=settings,
+        open_base(toy_bases[family]), proxy, VALIDATION, _plan(planting=planting), seed=0, settings=settings,
         max_length=64,
     )  # fmt: skip
     assert outcome["attack_success_rate"] > 0.95
