@@ -65,8 +65,9 @@ def test_embedding_poisoning_changes_the_triggers_rows_alone(family: str, toy_ba
 
 def test_with_negatives_part_of_the_trigger_does_nothing(toy_base: Path) -> None:
     """SOS."""
+    proxy = toy_corpus()
     made = {
-        rate: poison_base(open_base(toy_base), toy_corpus(), VALIDATION, _plan(planting="embeddings", negative_rate=rate),
+        rate: poison_base(open_base(toy_base), proxy, VALIDATION, _plan(planting="embeddings", negative_rate=rate),
                           seed=0, settings=SETTINGS)[0]
         for rate in (0.0, 2.0)
     }  # fmt: skip
