@@ -267,8 +267,11 @@ def test_too_few_texts_to_poison_are_said_before_anything_runs(path: Path, tmp_p
     assert progress.failed.keys() == {str(cell) for cell in attacked}
     assert all("300 examples to poison, but only" in reason for reason in progress.failed.values())
     assert not (tmp_path / "lab").exists()
-    with pytest.raises(PlanError, match="Ask for fewer"):
+    with pytest.raises(
+        PlanError, match=rf"{len(attacked)} of {len(plan.cells)} cells: 300 examples .* Ask for fewer"
+    ) as told:
         forecast(plan, lab, plan.cells)
+    assert len(str(told.value).splitlines()) == len(set(progress.failed.values()))
 
 
 def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path: Path) -> None:

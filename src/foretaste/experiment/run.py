@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -141,8 +142,19 @@ def _keys_in(path: Path, meaning: object) -> dict[str, str]:
 
 
 def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
-    """Say what a run would do; nothing is made."""
-    jobs = [job_of(cell, plan, lab) for cell in cells]
+    """Say what a run would do; nothing is made.
+
+    Raises:
+        PlanError: cells that cannot be run with these data, one reason per line.
+    """
+    jobs, wrong = list[Job](), Counter[str]()
+    for cell in cells:
+        try:
+            jobs.append(job_of(cell, plan, lab))
+        except ForetasteError as error:
+            wrong[str(error)] += 1
+    if wrong:
+        raise PlanError("\n".join(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
     needed = {step.key: step for job in jobs for step in job.steps if step.is_training}
     past = _past_seconds(lab)
     left = [job for job in jobs if not lab.store.cell(job.key).is_file()]
