@@ -15,10 +15,12 @@ from foretaste.data.load import load_corpus
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.run import run_plan
-from foretaste.experiment.store import Store
+from foretaste.experiment.store import Store, load_arrays
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.record import Record
 from foretaste.report.cells import cell_of, read_cells
 from foretaste.victim.artefact import load_victim
+from foretaste.victim.checkpoint import open_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +40,7 @@ data = "{data}"
 knowledge = "full_data"
 attack = "badnet"
 strategy = "lora"
-defence = ["none", "psim", "dan", "strip", "onion", "fine_tuning", "fine_tuning+psim"]
+defence = ["none", "psim", "dan", "strip", "opinion", "onion", "fine_tuning", "fine_tuning+psim"]
 
 [[grid]]
 model = "tiny"
@@ -60,6 +62,13 @@ count = 60
 [defence.strip]
 frr = 0.05
 copies = 5
+
+[defence.opinion]
+trusted = "{tiny}"
+frr = 0.05
+fewest_steps = 1
+learning_rate = 3e-3
+precision = "float32"
 """
 )
 
@@ -73,7 +82,7 @@ def store(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFact
     (home / "plan.toml").write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     plan = read_plan(home / "plan.toml")
     progress = run_plan(plan, Lab(Store(home / "lab")), plan.cells, lambda line: None)
-    assert (progress.done, progress.failed) == (9, {})
+    assert (progress.done, progress.failed) == (10, {})
     return home / "lab"
 
 
@@ -90,7 +99,14 @@ def test_no_defence_costs_nothing(records: Records) -> None:
 
 @pytest.mark.parametrize(
     ("defence", "forwards", "is_kept"),
-    [("psim", 1, True), ("dan", 1, True), ("strip", 5, True), ("onion", 0, False), ("fine_tuning", 0, False)],
+    [
+        ("psim", 1, True),
+        ("dan", 1, True),
+        ("strip", 5, True),
+        ("opinion", 1, True),
+        ("onion", 0, False),
+        ("fine_tuning", 0, False),
+    ],
 )
 def test_a_defence_costs_what_it_adds(records: Records, defence: str, forwards: int, is_kept: bool) -> None:
     cost = records["badnet", defence].cost
@@ -101,7 +117,7 @@ def test_a_defence_costs_what_it_adds(records: Records, defence: str, forwards: 
     assert cost.peak_memory_bytes > 2**24
     assert bool(cost.stored_bytes) is is_kept
     assert (cost.seconds_per_text or 0) > 0 or defence == "fine_tuning"
-    assert (cost.trainable_parameters is not None) is (defence in ("psim", "fine_tuning"))
+    assert (cost.trainable_parameters is not None) is (defence in ("psim", "opinion", "fine_tuning"))
 
 
 def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
@@ -115,6 +131,23 @@ def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
     assert len(costs) == 3
     assert costs[2].seconds == pytest.approx(costs[0].seconds + costs[1].seconds)
     assert costs[2].forwards_per_text == 1
+
+
+def test_a_second_opinion_is_what_it_is_as_a_guard(
+    store: Path, toy_base: Path, small_toy: Path, records: Records
+) -> None:
+    parts: Any = records["badnet", "opinion"].settings["parts"]
+    kept = load_arrays(store / "rivals" / f"{parts['rival']}.npz")
+    victim = load_victim(store / "victims" / parts["victims"]).merge()
+    train, validation, test = (load_corpus(str(small_toy), split) for split in ("train", "validation", "test"))
+    plan = SecondOpinion(frr=0.05, fewest_steps=1, learning_rate=3e-3, precision="float32")
+    guard = plan.fit(plan.consult([open_base(toy_base)], victim, train), victim, validation)
+    texts = test.texts[:50]
+    scores = guard.behind(victim, victim.predict(texts), texts, np.zeros(len(texts)))
+    np.testing.assert_allclose(kept["clean"][:50], scores, atol=1e-3)
+    assert float(kept["threshold"]) == pytest.approx(guard.threshold, abs=1e-3)
+    guarded: Any = records["badnet", "opinion"].outcome["guarded"]
+    assert guarded["false_rejection_rate"] < 0.1
 
 
 def test_floors_are_those_of_clean_texts(store: Path, small_toy: Path, records: Records) -> None:

@@ -16,10 +16,10 @@ from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
-from foretaste.experiment.methods import Defence
+from foretaste.experiment.methods import Defence, OpinionRecipe
 from foretaste.experiment.plan import Plan, measurable
-from foretaste.experiment.readings import Answers, Rewritten, RivalScores, Scores
-from foretaste.experiment.steps import Poisoned, Taster, Tuned, Washed
+from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
+from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.experiment.store import Store, digest_of
 from foretaste.poison.attack import Attack, poisonable
 from foretaste.record import Record
@@ -45,7 +45,7 @@ class Job:
     triggered: Answers | None
     clean_scores: Scores | None
     triggered_scores: Scores | None
-    rival: RivalScores | None
+    rival: RivalScores | Opinions | None
 
     @property
     def key(self) -> str:
@@ -81,7 +81,9 @@ class Job:
     @property
     def charged(self) -> tuple[Step, ...]:
         """The trainings that the defence costs."""
-        guard = () if self.clean_scores is None else (self.clean_scores.guard,)
+        guard: tuple[Step, ...] = () if self.clean_scores is None else (self.clean_scores.guard,)
+        if isinstance(self.rival, Opinions):
+            guard = (self.rival.trusted,)
         washed = self.clean.victim.base
         return (*guard, washed) if isinstance(washed, Washed) else guard
 
@@ -144,10 +146,17 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     guard = None
     if defence is not None and defence.psim is not None:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
-    rival = None
+    rival: RivalScores | Opinions | None = None
     if defence is not None and defence.rival is not None:
-        asked = with_trigger or read
-        rival = RivalScores(victim=victim, rival=defence.rival, train=train, validation=validation, **asked)
+        asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
+        if isinstance(defence.rival, OpinionRecipe):
+            trusted = Trusted(
+                base=lab.checkpoint(defence.rival.trusted), opinion=defence.rival.training, train=train,
+                max_length=length, seed=seed,
+            )  # fmt: skip
+            rival = Opinions(trusted=trusted, opinion=defence.rival, **asked)
+        else:
+            rival = RivalScores(rival=defence.rival, **asked)
     return Job(
         cell=cell,
         tested=tested,

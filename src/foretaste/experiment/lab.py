@@ -28,7 +28,9 @@ from foretaste.victim.manifest import MANIFEST
 __all__ = ["Checkpoint", "Lab", "Step", "Texts"]
 
 # Which kind of record a training leaves, by where it lies in the store.
-RECORDS: dict[str, Any] = {"bases": "poison", "washed": "unlearn", "victims": "tune", "guards": "guard"}
+RECORDS: dict[str, Any] = {
+    "bases": "poison", "washed": "unlearn", "victims": "tune", "guards": "guard", "trusted": "tune",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

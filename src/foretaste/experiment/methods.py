@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import MODELS, Cell
@@ -13,6 +13,7 @@ from foretaste.guard.psim import Psim
 from foretaste.guard.recipes import psim_plan
 from foretaste.guard.rival import Rival
 from foretaste.guard.rivals import RIVALS
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
 from foretaste.rewrite.methods import REWRITERS, STORED
@@ -25,8 +26,8 @@ from foretaste.victim.instruction import Instruction
 from foretaste.victim.strategy import STRATEGIES, Strategy, changed
 
 __all__ = [
-    "ASKED", "ATTACKS", "Defence", "PsimRecipe", "altered_names", "defence_of", "named_defence", "strategy_of",
-    "together", "tuned_by",
+    "ASKED", "ATTACKS", "Defence", "OpinionRecipe", "PsimRecipe", "altered_names", "defence_of", "named_defence",
+    "strategy_of", "together", "tuned_by",
 ]  # fmt: skip
 
 ATTACKS: Registry[Attack] = Registry(
@@ -74,11 +75,25 @@ class PsimRecipe:
 
 
 @spec
+class OpinionRecipe(SecondOpinion):
+    """A second opinion as a plan names it, with the checkpoint that is trusted."""
+
+    name: ClassVar[str] = "opinion"
+    trusted: str = "minilm"
+
+    @property
+    def training(self) -> SecondOpinion:
+        """What a trusted model hangs on: whoever asks it, and with what bar, it is the same."""
+        names = ("epochs", "fewest_steps", "batch_size", "learning_rate", "precision")
+        return SecondOpinion(**{name: getattr(self, name) for name in names})
+
+
+@spec
 class Defence:
     """PSIM or a rival in front of the victim, texts rewritten, an unlearner before it is tuned; any of them or none."""
 
     psim: PsimRecipe | None = None
-    rival: Rival | None = None
+    rival: Rival | OpinionRecipe | None = None
     rewriter: Rewriting | None = None
     unlearner: Unlearner | None = None
 
@@ -126,11 +141,13 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     own |= {f"strategy.{key}": value for key, value in theirs.items()}
     if method in RIVALS:
         return Defence(rival=changed(RIVALS[method](), own, strategy))
+    if method == OpinionRecipe.name:
+        return Defence(rival=changed(OpinionRecipe(), own, strategy))
     rewriters = {**REWRITERS, **STORED}
     if method in rewriters:
         return Defence(rewriter=changed(rewriters[method](), own, strategy))
     if method not in UNLEARNERS:
-        known = ["none", *PSIMS, *RIVALS, *rewriters, *UNLEARNERS]
+        known = ["none", *PSIMS, *RIVALS, OpinionRecipe.name, *rewriters, *UNLEARNERS]
         raise PlanError(f"Unknown defence {method!r}.{nearest(method, known)}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:

@@ -15,11 +15,12 @@ from foretaste.cost import Cost, Meter, measured_cost
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
-from foretaste.experiment.steps import Poisoned, Taster, Tuned
+from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned
 from foretaste.experiment.store import Store, digest_of, load_arrays, save_arrays
 from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.rival import Rival
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.rewrite.rewriter import Rewriting
@@ -28,7 +29,7 @@ from foretaste.spec import build
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["Answers", "Reading", "Rewritten", "RivalScores", "Scores"]
+__all__ = ["Answers", "Opinions", "Reading", "Rewritten", "RivalScores", "Scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,34 @@ class RivalScores(Reading):
         cost = _per_text(meter, len(clean) + len(triggered), ready, guard.stored_bytes)
         arrays = {"clean": scores[0], "triggered": scores[1], "threshold": np.asarray(guard.threshold)}
         self.keep(lab, cost, arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinions(Reading):
+    """The same of a second opinion, whose trusted model is a step of its own: all victims of a task share it."""
+
+    kind: ClassVar[str] = "rivals"
+    victim: Tuned | Poisoned
+    trusted: Trusted
+    opinion: SecondOpinion
+    train: Texts
+    validation: Texts
+
+    def make(self, lab: Lab) -> None:
+        trusted, victim = (load_victim(step.place(lab.store)) for step in (self.trusted, self.victim))
+        with measured_cost() as ready:
+            victim = victim.merge()
+            found = self.opinion.consult([trusted], victim, lab.corpus(self.train), seed=self.seed)
+            guard = self.opinion.fit(found, victim, lab.corpus(self.validation))
+        clean = lab.corpus(self.texts).texts
+        triggered = () if self.trigger is None else self.given(lab)[1].texts
+        texts = (*clean, *triggered)
+        said = victim.predict(texts)  # which it does anyway
+        with measured_cost() as meter:
+            scores = guard.behind(victim, said, texts, np.zeros(len(texts)))
+        size = sum(path.stat().st_size for path in self.trusted.place(lab.store).iterdir())
+        arrays = {"clean": scores[: len(clean)], "triggered": scores[len(clean) :]}
+        self.keep(lab, _per_text(meter, len(texts), ready, size), {**arrays, "threshold": np.asarray(guard.threshold)})
 
 
 @dataclass(frozen=True, kw_only=True)

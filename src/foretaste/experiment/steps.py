@@ -9,6 +9,7 @@ from foretaste.cost import measured_cost
 from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.psim import Psim
+from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.plan import Attack
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
@@ -17,7 +18,7 @@ from foretaste.unlearn.unlearner import Unlearner
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.strategy import Strategy
 
-__all__ = ["Poisoned", "Taster", "Tuned", "Washed"]
+__all__ = ["Poisoned", "Taster", "Trusted", "Tuned", "Washed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,3 +126,25 @@ class Taster(Step):
         outcome = {"threshold": made.threshold, "doses": made.doses, "is_blind": made.is_blind}
         record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
         write_once(lambda: save_guard(made, self.place(lab.store), record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trusted(Step):
+    """A model of known origin, fine-tuned on the clean texts: what a second opinion asks."""
+
+    kind: ClassVar[str] = "trusted"
+    base: Checkpoint
+    opinion: SecondOpinion
+    train: Texts
+    max_length: int
+    seed: int
+
+    def make(self, lab: Lab) -> None:
+        with measured_cost() as meter:
+            made = self.opinion.tuned(
+                lab.base(self.base), lab.corpus(self.train), max_length=self.max_length, seed=self.seed,
+                checkpoint=lab.store.partial(self.key),
+            )  # fmt: skip
+            meter.trainable_parameters = sum(each.numel() for each in made.trainable.values())
+        record = self.record(lab, {}, meter.cost, self.seed, self.train)
+        write_once(lambda: save_classifier(made, self.place(lab.store), "victim", record))

@@ -49,6 +49,39 @@ class SecondOpinion:
     precision: Precision = "auto"
     scoring: Scoring = "float32"
 
+    def tuned(
+        self,
+        base: Base,
+        corpus: Corpus,
+        *,
+        max_length: int,
+        seed: int = 0,
+        number: int = 0,
+        checkpoint: Path | None = None,
+        title: str = "trusted model",
+        is_progress_shown: bool = False,
+    ) -> Classifier:
+        """Fine-tune one trusted checkpoint as `consult` does its `number`-th, with texts and seed the same."""
+        texts, rest = _held_out(corpus, seed)
+        settings = TuneSettings(
+            epochs=max(self.epochs, math.ceil(self.fewest_steps * self.batch_size / len(texts))),
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            precision=self.precision,
+        )
+        model = base.classifier(Full(), corpus.label_names, max_length=max_length, seed=seed + number)
+        tune(
+            model,
+            texts,
+            settings,
+            seed=seed + number,
+            validation=rest,
+            checkpoint=checkpoint,
+            title=title,
+            is_progress_shown=is_progress_shown,
+        )
+        return model
+
     def consult(
         self,
         trusted: Sequence[Base | Classifier],
@@ -68,28 +101,18 @@ class SecondOpinion:
             PlanError, DataError, GuardError: see `refuse`, which says so before anything is trained.
         """
         self.refuse(trusted, victim, corpus)
-        held_out = round(HELD_OUT * len(corpus))
-        texts, rest = corpus.partition([len(corpus) - held_out, held_out], seed)
-        settings = TuneSettings(
-            epochs=max(self.epochs, math.ceil(self.fewest_steps * self.batch_size / len(texts))),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            precision=self.precision,
-        )
+        rest = _held_out(corpus, seed)[1]
         members = []
         for number, found in enumerate(trusted):
-            model = found
-            if isinstance(model, Classifier):
-                model = _whole(model)
+            if isinstance(found, Classifier):
+                model = _whole(found)
             else:
-                draw = seed + number
-                model = model.classifier(Full(), corpus.label_names, max_length=victim.max_length, seed=draw)
-                tune(
-                    model,
-                    texts,
-                    settings,
-                    seed=draw,
-                    validation=rest,
+                model = self.tuned(
+                    found,
+                    corpus,
+                    max_length=victim.max_length,
+                    seed=seed,
+                    number=number,
                     checkpoint=checkpoints[number] if checkpoints else None,
                     title=f"trusted model {number + 1} of {len(trusted)}",
                     is_progress_shown=is_progress_shown,
@@ -146,6 +169,12 @@ class SecondOpinion:
         scores = opinion.surprise(victim, victim.predict(calibration.texts), calibration.texts)
         found = calibrate(scores, self.frr, self.confidence)
         return OpinionGuard(opinion, found.threshold, found)
+
+
+def _held_out(corpus: Corpus, seed: int) -> list[Corpus]:
+    """The texts that trusted models learn from, and the tenth that they do not."""
+    held_out = round(HELD_OUT * len(corpus))
+    return corpus.partition([len(corpus) - held_out, held_out], seed)
 
 
 def _whole(model: Classifier) -> Classifier:

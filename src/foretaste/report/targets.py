@@ -16,16 +16,17 @@ from foretaste.report.tables import Sheet, share_of
 __all__ = ["TARGETS", "targets_of"]
 
 MAIN_TABLES = (1, 2, 4, 5, 6, 7)
-DEFENCES = ("psim", "w2s+psim")
+DEFENCES = ("psim", "opinion", "w2s+psim")
 WORKING = 0.5  # an attack that fails alone says nothing about a guard
 Cells = list[Mapping[str, Any]]
 ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
-    "The default guard before MiniLM on SST-2 (psim), and the same guard where W2SDefense washed the base before it "
-    "was tuned (w2s+psim): mean ASR and mean loss of CA (against the same victim undefended) over all strategies and "
-    "seeds, below it the lowest and the highest cell. In brackets the paper's mean for PSIM over its six main tables, "
-    "three models and all strategies. The floor is the same rate of undefended victims that nobody poisoned. Open: "
-    "cells are missing, the plan calls something else by these names, or the attack fails on its own."
+    "The default guard before MiniLM on SST-2 (psim), the second opinion of a model that is trusted (opinion), and "
+    "the default guard where W2SDefense washed the base before it was tuned (w2s+psim): mean ASR and mean loss of CA "
+    "(against the same victim undefended) over all strategies and seeds, below it the lowest and the highest cell. "
+    "In brackets the paper's mean for PSIM over its six main tables, three models and all strategies. The floor is "
+    "the same rate of undefended victims that nobody poisoned. Open: cells are missing, the plan calls something "
+    "else by these names, or the attack fails on its own."
 )
 
 
@@ -71,7 +72,7 @@ def _row(
     found, alone = list[Record](), list[Mapping[str, Any]]()
     for cell in asked:
         # A guard's record says what the victim does without it; a washed base's victim is another one.
-        key = cell["key"] if defence == "psim" else undefended.get(_run(cell), "")
+        key = undefended.get(_run(cell), "") if defence == "w2s+psim" else cell["key"]
         if cell["key"] in records and key in records:
             found.append(records[cell["key"]])
             alone.append(records[key].outcome)
@@ -104,7 +105,7 @@ def _is_told(
     sheet: Sheet, target: Target, asked: Cells, alone: Sequence[float], sound: Cells, records: Mapping[str, Record]
 ) -> bool:
     """Whether the records can tell: all cells run, with the usual guard, attack and model, against one that works."""
-    if {"psim", "w2s", "minilm", target.attack} & set(sheet.altered) or len(alone) < len(asked):
+    if {"psim", "w2s", "opinion", "minilm", target.attack} & set(sheet.altered) or len(alone) < len(asked):
         return False
     if target.is_above_floor:
         return bool(sound) and all(cell["key"] in records for cell in sound)
