@@ -6,6 +6,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +139,7 @@ def render(report: Report) -> str:
     )
 
 
+@cache
 def environment() -> Environment:
     """Return what renders the pages' templates: everything escaped, nothing undefined let through."""
     made = Environment(
