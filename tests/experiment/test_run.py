@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 from tests.experiment.toy import NAMES
 
+from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.experiment.evaluation import evaluate
@@ -119,6 +121,19 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
     assert len(sound) == 10
     assert not any("attack_success_rate" in record.outcome for record in sound)
     assert not list((store / "partial").glob("*"))
+
+
+def test_the_time_is_told_by_the_latest_trainings(plan: Plan, tmp_path: Path) -> None:
+    lab = Lab(Store(tmp_path))
+    assert forecast(plan, lab, plan.cells).seconds is None
+    for day in range(1, 31):
+        cost = Cost(seconds=100.0 if day > 20 else 1.0)
+        record = Record.now("tune", settings={}, seeds={"root": 0}, outcome={}, cost=cost)
+        place = tmp_path / "victims" / str(day)
+        place.mkdir(parents=True)
+        replace(record, created=datetime(2026, 1, day, tzinfo=UTC)).write(place / "record.json")
+    found = forecast(plan, lab, plan.cells)
+    assert found.seconds == pytest.approx(100.0 * found.trainings)
 
 
 def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:

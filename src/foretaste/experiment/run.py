@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from foretaste.spec import values_of
 
 __all__ = ["WAIT", "Forecast", "Progress", "finish", "forecast", "jobs_of", "made", "run_plan", "write_sheet"]
 
+LATEST = 10  # trainings of a kind by which the next ones' time is told
 WAIT = 0.5  # seconds between two looks at what another runner is making
 
 
@@ -246,10 +248,11 @@ def _lacking(job: Job, store: Store) -> str:
 
 
 def _past_seconds(lab: Lab) -> dict[str, float]:
-    """Mean seconds of each kind of training in the store."""
-    found: dict[str, list[float]] = {}
+    """Mean seconds of the latest trainings of each kind in the store: older ones may be another machine's."""
+    found: dict[str, list[tuple[datetime, float]]] = {}
     for path in lab.store.root.glob("*/*/record.json"):
         record = Record.read(path)
         if record.cost is not None:
-            found.setdefault(path.parts[-3], []).append(record.cost.seconds)
-    return {kind: sum(times) / len(times) for kind, times in found.items()}
+            found.setdefault(path.parts[-3], []).append((record.created, record.cost.seconds))
+    latest = {kind: [seconds for _, seconds in sorted(times)[-LATEST:]] for kind, times in found.items()}
+    return {kind: sum(times) / len(times) for kind, times in latest.items()}
