@@ -233,6 +233,8 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
         (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
         (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
+        (GOOD + '[defence.psim]\nstrategy = ["full"]', "is neither"),
+        (GOOD + "[defence.opinion]\nstrategy = 3", "is neither"),
         (GOOD + '[strategy.instruction]\nmethod = "lora"', "instruction asks a model as it is"),
         (
             GOOD.replace("threshold =", 'psim_strategy = "lora"\nthreshold =')
@@ -272,6 +274,15 @@ def test_defences_are_put_together_by_plus(tmp_path: Path) -> None:
     assert both.psim == plan.defences["psim"].psim
     assert both.rival is None
     assert both.rewriter is None
+
+
+def test_a_plan_calls_its_defences_as_it_likes(tmp_path: Path) -> None:
+    named = '[defence."w2s+psim"]\nmethod = "psim"\ndose = 0.3\n'
+    plan = read_plan(_plan(tmp_path, GOOD.replace('"none", "psim", "mixing"', '"w2s+psim"') + named))
+    own = plan.defences["w2s+psim"]
+    assert own.unlearner is None
+    assert own.psim is not None
+    assert own.psim.given == {"dose": 0.3}
 
 
 def test_no_file(tmp_path: Path) -> None:

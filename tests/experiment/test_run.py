@@ -273,6 +273,15 @@ def test_what_fails_does_not_stop_the_rest(toy_base: Path, small_toy: Path, tmp_
     assert progress.done == 4
 
 
+def test_a_damaged_record_costs_its_own_cell(plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    store = Path(shutil.copytree(finished[0], tmp_path / "lab"))
+    cells = [cell for cell in plan.cells if cell.defence == "none"]
+    Store(store).cell(job_of(cells[0], plan, Lab(Store(store))).key).write_text("{", encoding="utf-8")
+    progress = run_plan(plan, Lab(Store(store)), cells, lambda line: None)
+    assert progress.failed.keys() == {str(cells[0])}
+    assert progress.done == len(cells) - 1
+
+
 def test_too_few_texts_to_poison_are_said_before_anything_runs(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text(path.read_text(encoding="utf-8").replace("count = 60", "count = 300"), encoding="utf-8")
@@ -297,7 +306,9 @@ def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path:
     lab = Lab(Store(tmp_path / "lab"))
     progress = run_plan(plan, lab, plan.cells, lambda line: None)
     assert len(progress.missing) == len(plan.cells)
-    assert forecast(plan, lab, plan.cells).missing == ("no weights at huggyllama/llama-7b",)
+    found = forecast(plan, lab, plan.cells)
+    assert found.missing == ("no weights at huggyllama/llama-7b",)
+    assert (found.trainings, found.per_cell) == (0, 0)
     assert not (tmp_path / "lab").exists()
 
 

@@ -52,6 +52,13 @@ def test_paraphrases_are_held_against_victims_that_nobody_poisoned(tmp_path: Pat
         assert (row[4], row[9]) == ("floor + 5", verdict)
         assert row[5].ours.mean == floor
     assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][9] == "open"  # without a floor nobody can tell
+    weak = (cell_at("synattack", "psim"), rates(0.9, 0.2, (0.89, 0.2)))
+    sound = (cell_at("none", trigger="synattack"), rates(0.9, 0.16))
+    assert (
+        _verdicts(tmp_path / "weak", [weak, sound])["synattack"][9] == "open"
+    )  # it does no more alone than is allowed
+    other = (cell_at("none", trigger="synattack", seed=1), rates(0.9, 0.5))  # of a seed that was not guarded
+    assert _verdicts(tmp_path / "seed", [guarded, sound, other])["synattack"][5].ours.mean == 0.16
 
 
 def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
@@ -61,11 +68,11 @@ def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
     assert _verdicts(tmp_path / "part", lacking)["badnet"][9] == "open"
     failing: Cells = [(cell_at("badnet", "psim"), rates(0.9, 0.1, (0.9, 0.0)))]
     assert _verdicts(tmp_path / "failing attack", failing)["badnet"][9] == "open"
-    for name in ("psim", "badnet", "minilm"):
+    for name, verdict in (("psim", "open"), ("badnet", "open"), ("minilm", "open"), ("opinion", "met"), ("w2s", "met")):
         sheet, records = write_store(tmp_path / name, [met], table=1, altered=[name])
         listing = targets_of([sheet], records)
         assert listing is not None
-        assert listing.rows[0][9] == "open"
+        assert listing.rows[0][9] == verdict
 
 
 def test_a_washed_base_is_held_against_the_victim_of_the_one_that_came(tmp_path: Path) -> None:

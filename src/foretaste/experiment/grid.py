@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, sum_of
+from foretaste.errors import PlanError
 from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
-from foretaste.evaluate.threshold import is_flagged
+from foretaste.evaluate.threshold import allowed_above, is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import Defence, OpinionRecipe
@@ -21,9 +22,11 @@ from foretaste.experiment.plan import Plan, measurable
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.experiment.store import Store, digest_of
+from foretaste.guard.rival import Rival
 from foretaste.poison.attack import Attack, poisonable
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
+from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full
 
 __all__ = ["Job", "job_of", "record_of"]
@@ -98,7 +101,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     """Say what a cell needs; its data are read, nothing is made.
 
     Raises:
-        PlanError, DataError: data that are not there, or too few of them to poison.
+        PlanError, DataError, GuardError: data that are not there, or too few of them to poison or to calibrate with;
+            a trusted model that is the suspect.
     """
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
@@ -146,17 +150,9 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     guard = None
     if defence is not None and defence.psim is not None:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
-    rival: RivalScores | Opinions | None = None
+    rival = None
     if defence is not None and defence.rival is not None:
-        asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
-        if isinstance(defence.rival, OpinionRecipe):
-            trusted = Trusted(
-                base=lab.checkpoint(defence.rival.trusted), opinion=defence.rival.training, train=train,
-                max_length=length, seed=seed,
-            )  # fmt: skip
-            rival = Opinions(trusted=trusted, opinion=defence.rival, **asked)
-        else:
-            rival = RivalScores(rival=defence.rival, **asked)
+        rival = _rival(defence.rival, stand, plan, lab, {"victim": victim, **common, **(with_trigger or read)})
     return Job(
         cell=cell,
         tested=tested,
@@ -168,6 +164,22 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
         rival=rival,
     )
+
+
+def _rival(
+    rival: Rival | OpinionRecipe, stand: Step | Checkpoint, plan: Plan, lab: Lab, asked: dict[str, Any]
+) -> RivalScores | Opinions:
+    """Who looks at the victim's answers, if that can be done with these data."""
+    length, train = asked.pop("max_length"), asked["train"]
+    allowed_above(len(lab.corpus(asked["validation"])), rival.frr, rival.confidence)
+    if not isinstance(rival, OpinionRecipe):
+        return RivalScores(rival=rival, **asked)
+    rival.refuse_texts(lab.corpus(train))
+    known = lab.checkpoint(plan.models.get(rival.trusted, rival.trusted))
+    if stand == known and known.location not in EMBEDDED:
+        raise PlanError(f"The victim stands on the very weights of {known.location}; trust another model.")
+    trusted = Trusted(base=known, opinion=rival.training, train=train, max_length=length, seed=asked["seed"])
+    return Opinions(trusted=trusted, opinion=rival, **asked)
 
 
 def _rewritten(

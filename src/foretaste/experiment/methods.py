@@ -130,6 +130,8 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     method = str(fields.get("method", name))
     own: dict[str, Any] = {key: value for key, value in fields.items() if key not in ("method", "strategy")}
     inner = fields.get("strategy", {})
+    if not isinstance(inner, str | Mapping):
+        raise PlanError(f"A strategy is a name, or fields as in strategy.rank = 8; {inner!r} is neither.")
     strategy = inner if isinstance(inner, str) else None
     theirs = dict(inner) if isinstance(inner, Mapping) else {}
     if method == "none":
@@ -203,5 +205,5 @@ def altered_names(
 def named_defence(name: str, known: Mapping[str, Defence]) -> Defence:
     """Return a defence by its name, or several whose names are joined by +."""
     parts = name.split("+")
-    found = [known.get(part) or defence_of(part, {}) for part in parts]
+    found = [known.get(part) or defence_of(part, {}) for part in ([name] if name in known else parts)]
     return found[0] if len(found) == 1 else together(name, found)

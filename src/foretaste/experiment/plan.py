@@ -191,7 +191,7 @@ class _Reader:
         chosen = [axis for axis in AXES if axis in grid]
         for point in itertools.product(*(values[axis] for axis in chosen)):
             fields = {"knowledge": "full_task", "defence": "none", **dict(zip(chosen, point, strict=True))}
-            if defences[fields["defence"]].psim is None:
+            if defences[str(fields["defence"])].psim is None:
                 fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
             cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
             if cell is not None and self._is_possible(cell, number, known, defences):

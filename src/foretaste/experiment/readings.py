@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from foretaste.guard.rival import Rival
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger
+from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build
@@ -204,7 +205,7 @@ class Opinions(Reading):
         trusted, victim = (load_victim(step.place(lab.store)) for step in (self.trusted, self.victim))
         with measured_cost() as ready:
             victim = victim.merge()
-            found = self.opinion.consult([trusted], victim, lab.corpus(self.train), seed=self.seed)
+            found = self.opinion.consult([trusted], victim, self._learnt(lab), seed=self.seed)
             guard = self.opinion.fit(found, victim, lab.corpus(self.validation))
         clean = lab.corpus(self.texts).texts
         triggered = () if self.trigger is None else self.given(lab)[1].texts
@@ -215,6 +216,11 @@ class Opinions(Reading):
         size = sum(path.stat().st_size for path in self.trusted.place(lab.store).iterdir())
         arrays = {"clean": scores[: len(clean)], "triggered": scores[len(clean) :]}
         self.keep(lab, _per_text(meter, len(texts), ready, size), {**arrays, "threshold": np.asarray(guard.threshold)})
+
+    def _learnt(self, lab: Lab) -> Corpus:
+        """The clean texts as the trusted model knew them: the tenth that it has not read is drawn by their name."""
+        name = Record.read(self.trusted.record_place(lab.store)).data[0].name
+        return replace(lab.corpus(self.train), name=name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,8 @@ class Progress:
 class Forecast:
     """What a plan takes: `cells` and those `done`, distinct `trainings` and those made, `shared` ones, seconds.
 
-    `per_cell` is how many trainings there would be if no cell shared any; `seconds` is None without past records.
+    `per_cell` is how many trainings there would be if no cell shared any; `seconds` is None without past records. Cells
+    that something is `missing` for have no trainings.
     """
 
     cells: int
@@ -157,19 +158,20 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
             wrong[str(error)] += 1
     if wrong:
         raise PlanError("\n".join(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
-    needed = {step.key: step for job in jobs for step in job.steps if step.is_training}
+    lacking = {job.key: _lacking(job, lab.store) for job in jobs}
+    needed = {step.key: step for job in jobs if not lacking[job.key] for step in job.steps if step.is_training}
     past = _past_seconds(lab)
-    left = [job for job in jobs if not lab.store.cell(job.key).is_file()]
+    left = [job for job in jobs if not lacking[job.key] and not lab.store.cell(job.key).is_file()]
     to_do = {step.key: step for job in left for step in job.to_make(lab.store) if step.is_training}
     known = [past[step.kind] for step in to_do.values() if step.kind in past]
     return Forecast(
         cells=len(jobs),
-        done=len(jobs) - len(left),
+        done=sum(lab.store.cell(job.key).is_file() for job in jobs),
         trainings=len(needed),
         made=len(needed) - len(to_do),
-        per_cell=sum(step.is_training for job in jobs for step in job.steps),
+        per_cell=sum(step.is_training for job in jobs if not lacking[job.key] for step in job.steps),
         seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
-        missing=tuple(dict.fromkeys(lacking for job in jobs if (lacking := _lacking(job, lab.store)))),
+        missing=tuple(dict.fromkeys(what for what in lacking.values() if what)),
     )
 
 
@@ -216,16 +218,16 @@ def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -
     with lab.store.locked(job.key) as is_mine:
         if not is_mine:
             return False
-        if not place.is_file():
-            try:
-                record = record_of(job, lab)
-            except ForetasteError as error:
-                progress.failed[str(job.cell)] = str(error)
-                say(f"FAILED {job.cell}: {error}")
-                return True
-            record.write(place)
+        try:
+            if not place.is_file():
+                record_of(job, lab).write(place)
+            said = headline(Record.read(place))
+        except ForetasteError as error:
+            progress.failed[str(job.cell)] = str(error)
+            say(f"FAILED {job.cell}: {error}")
+            return True
     progress.done += 1
-    say(f"{progress.done}/{progress.cells} {job.cell}: {headline(Record.read(place))}")
+    say(f"{progress.done}/{progress.cells} {job.cell}: {said}")
     return True
 
 

@@ -137,11 +137,7 @@ class SecondOpinion:
             raise PlanError("A second opinion needs a model that you trust; name one.")
         if corpus.label_names != victim.label_names:
             raise DataError(f"{corpus.name} has the labels {corpus.label_names}, the victim {victim.label_names}.")
-        if round(HELD_OUT * len(corpus)) < FEWEST_HELD_OUT:
-            raise DataError(
-                f"{corpus.name} has {len(corpus)} texts; a second opinion needs {round(FEWEST_HELD_OUT / HELD_OUT)}, a "
-                "tenth of which is held out."
-            )
+        self.refuse_texts(corpus)
         refuse_other_labels(victim, [model for model in trusted if isinstance(model, Classifier)])
         for model in trusted:
             if (
@@ -157,6 +153,14 @@ class SecondOpinion:
                     f"{location} holds the very weights that the victim stands on: it would agree with their backdoor.",
                     code="not_trusted",
                 )
+
+    def refuse_texts(self, corpus: Corpus) -> None:
+        """Raise DataError for too few texts to hold some out."""
+        if round(HELD_OUT * len(corpus)) < FEWEST_HELD_OUT:
+            raise DataError(
+                f"{corpus.name} has {len(corpus)} texts; a second opinion needs {round(FEWEST_HELD_OUT / HELD_OUT)}, a "
+                "tenth of which is held out."
+            )
 
     def fit(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> OpinionGuard:
         """Calibrate an opinion as a guard of its own, on clean texts that neither victim nor trusted models have seen.

@@ -142,13 +142,10 @@ def render(report: Report) -> str:
 @cache
 def environment() -> Environment:
     """Return what renders the pages' templates: everything escaped, nothing undefined let through."""
+    loader = PackageLoader("foretaste.report")
     made = Environment(
-        loader=PackageLoader("foretaste.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
     made.filters |= {"percent": per_cent, "plain": plain, "visible": visible, "score": print_score}
     made.filters |= {"between": _between, "counted": _counted, "points": points}
     return made

@@ -17,7 +17,8 @@ __all__ = ["TARGETS", "targets_of"]
 
 MAIN_TABLES = (1, 2, 4, 5, 6, 7)
 DEFENCES = ("psim", "opinion", "w2s+psim")
-WORKING = 0.5  # an attack that fails alone says nothing about a guard
+# What fails alone says nothing about a guard; of paraphrases, what does no more than a guard may let through.
+WORKING = 0.5
 Cells = list[Mapping[str, Any]]
 ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
@@ -79,14 +80,23 @@ def _row(
     rate = share_of(found, "attack_success_rate").ours
     losses = zip(alone, found, strict=True)
     loss = Spread.of([before["clean_accuracy"] - each.rates["clean_accuracy"] for before, each in losses])
+    runs = {_run(cell) for cell in asked}
     sound = _cells(sheet, **{**place, "attack": "none", "defence": "none"}, trigger=target.attack)
+    sound = [cell for cell in sound if _run(cell) in runs]
     floor = share_of([records[cell["key"]] for cell in sound if cell["key"] in records], "attack_success_rate").ours
     printed = (defence == "psim" and printed_mean(MAIN_TABLES, target.attack)) or (None, None)
     allowed: float | None = target.attack_success_rate
     if target.is_above_floor:
         allowed = None if floor is None else floor.mean + target.attack_success_rate
     bar = points(target.attack_success_rate, 0)
-    is_told = _is_told(sheet, target, asked, [each["attack_success_rate"] for each in alone], sound, records)
+    working = allowed if target.is_above_floor else WORKING
+    is_told = (
+        not {*defence.split("+"), "minilm", target.attack} & set(sheet.altered)
+        and len(alone) == len(asked)
+        and not (target.is_above_floor and any(cell["key"] not in records for cell in sound))
+        and working is not None
+        and sum(each["attack_success_rate"] for each in alone) > working * len(alone)
+    )
     return (
         target.attack,
         defence,
@@ -99,17 +109,6 @@ def _row(
         f"{len(found)} of {len(asked)}",
         _verdict(rate, allowed, loss, target.loss) if is_told else "open",
     )
-
-
-def _is_told(
-    sheet: Sheet, target: Target, asked: Cells, alone: Sequence[float], sound: Cells, records: Mapping[str, Record]
-) -> bool:
-    """Whether the records can tell: all cells run, with the usual guard, attack and model, against one that works."""
-    if {"psim", "w2s", "opinion", "minilm", target.attack} & set(sheet.altered) or len(alone) < len(asked):
-        return False
-    if target.is_above_floor:
-        return bool(sound) and all(cell["key"] in records for cell in sound)
-    return sum(alone) > WORKING * len(alone)
 
 
 def _run(cell: Mapping[str, Any]) -> tuple[str, int]:

@@ -1,0 +1,90 @@
+"""A second opinion in a plan: one trusted model for all victims, refused in time where it cannot be asked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.experiment.toy import NAMES
+
+from foretaste.errors import DataError, ForetasteError, GuardError, PlanError
+from foretaste.experiment.grid import job_of
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.readings import Opinions
+from foretaste.experiment.run import run_plan
+from foretaste.experiment.store import Store, load_arrays
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PLAN = (
+    """
+title = "Opinions"
+
+[settings]
+max_length = 32
+limit = 600
+poisoning_epochs = 1
+
+[[grid]]
+model = "tiny"
+data = "{data}"
+knowledge = "full_data"
+attack = "badnet"
+strategy = "{strategy}"
+defence = "opinion"
+"""
+    + NAMES
+    + """
+[defence.opinion]
+trusted = "tiny"
+frr = 0.05
+fewest_steps = 1
+precision = "float32"
+"""
+)
+
+
+def _plan(home: Path, base: Path, data: Path, strategy: str = "lora", *changes: tuple[str, str]) -> Plan:
+    text = PLAN
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (home / "plan.toml").write_text(text.format(tiny=base, data=data, strategy=strategy), encoding="utf-8")
+    return read_plan(home / "plan.toml")
+
+
+def test_the_same_texts_under_another_name_ask_the_same_model_the_same(
+    toy_base: Path, small_toy: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(small_toy, tmp_path / "other"))
+    found = []
+    for name, first, second in (("one", small_toy, small_toy), ("two", small_toy, other)):
+        lab, said = Lab(Store(tmp_path / name)), list[str]()
+        for data, strategy in ((first, "lora"), (second, "full")):
+            plan = _plan(tmp_path, toy_base, data, strategy)
+            assert run_plan(plan, lab, plan.cells, said.append).failed == {}
+        assert sum(line.startswith("made trusted/") for line in said) == 1
+        rival = job_of(plan.cells[0], plan, lab).rival
+        assert isinstance(rival, Opinions)
+        found.append(load_arrays(rival.place(lab.store)))
+    np.testing.assert_array_equal(found[0]["clean"], found[1]["clean"])
+    assert found[0]["threshold"] == found[1]["threshold"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (("frr = 0.05\nfewest", "frr = 0.001\nfewest"), GuardError, "calibration"),
+        (("limit = 600", "limit = 300"), DataError, "needs 500"),
+        (('attack = "badnet"', 'attack = "none"'), PlanError, "very weights"),
+    ],
+)
+def test_what_nobody_can_be_asked_is_said_before_anything_runs(
+    change: tuple[str, str], kind: type[ForetasteError], message: str, toy_base: Path, small_toy: Path, tmp_path: Path
+) -> None:
+    plan = _plan(tmp_path, toy_base, small_toy, "lora", change)
+    with pytest.raises(kind, match=message):
+        job_of(plan.cells[0], plan, Lab(Store(tmp_path / "lab")))
