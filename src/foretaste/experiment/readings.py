@@ -89,6 +89,11 @@ def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int 
     )
 
 
+def _size(step: Step, lab: Lab) -> int:
+    """How many bytes a training left."""
+    return sum(path.stat().st_size for path in step.place(lab.store).iterdir())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rewritten(Reading):
     """Texts as a rewriter leaves them, whatever model reads them then.
@@ -213,7 +218,7 @@ class Opinions(Reading):
         said = victim.predict(texts)  # which it does anyway
         with measured_cost() as meter:
             scores = guard.behind(victim, said, texts, np.zeros(len(texts)))
-        size = sum(path.stat().st_size for path in self.trusted.place(lab.store).iterdir())
+        size = _size(self.trusted, lab)
         arrays = {"clean": scores[: len(clean)], "triggered": scores[len(clean) :]}
         self.keep(lab, _per_text(meter, len(texts), ready, size), {**arrays, "threshold": np.asarray(guard.threshold)})
 
@@ -236,6 +241,5 @@ class Scores(Reading):
         texts = self.given(lab)[1].texts
         with measured_cost() as meter:
             scores = guard.score(texts)
-        size = sum(path.stat().st_size for path in self.guard.place(lab.store).iterdir())
-        cost = _per_text(meter, len(texts), stored=size)
+        cost = _per_text(meter, len(texts), stored=_size(self.guard, lab))
         self.keep(lab, cost, {"scores": scores, "threshold": np.asarray(guard.threshold)})
