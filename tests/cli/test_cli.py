@@ -16,6 +16,7 @@ from foretaste.cli import commands, demo
 from foretaste.cli.splits import Source
 from foretaste.guard.artefact import load_psim
 from foretaste.record import Record
+from foretaste.tune.loop import TuneSettings
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.manifest import read_manifest, seal
@@ -288,6 +289,15 @@ def test_help_comes_without_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trusted models of two epochs: what a model of two layers can learn, it has learnt by then."""
+    monkeypatch.setattr(
+        "foretaste.guard.second_opinion.TuneSettings", lambda **fields: TuneSettings(**{**fields, "epochs": 2})
+    )
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_a_guard_that_is_a_second_opinion(
     ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]
 ) -> None:
@@ -301,6 +311,7 @@ def test_a_guard_that_is_a_second_opinion(
     assert not list(Path().glob("*.partial"))
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_psim_with_a_second_opinion_and_transplants(
     ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]
 ) -> None:
