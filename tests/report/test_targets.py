@@ -54,9 +54,8 @@ def test_paraphrases_are_held_against_victims_that_nobody_poisoned(tmp_path: Pat
     assert _verdicts(tmp_path / "unknown", [guarded])["synattack"][9] == "open"  # without a floor nobody can tell
     weak = (cell_at("synattack", "psim"), rates(0.9, 0.2, (0.89, 0.2)))
     sound = (cell_at("none", trigger="synattack"), rates(0.9, 0.16))
-    assert (
-        _verdicts(tmp_path / "weak", [weak, sound])["synattack"][9] == "open"
-    )  # it does no more alone than is allowed
+    # Alone it does no more than is allowed behind a guard.
+    assert _verdicts(tmp_path / "weak", [weak, sound])["synattack"][9] == "open"
     other = (cell_at("none", trigger="synattack", seed=1), rates(0.9, 0.5))  # of a seed that was not guarded
     assert _verdicts(tmp_path / "seed", [guarded, sound, other])["synattack"][5].ours.mean == 0.16
 

@@ -152,7 +152,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
     rival = None
     if defence is not None and defence.rival is not None:
-        rival = _rival(defence.rival, stand, plan, lab, {"victim": victim, **common, **(with_trigger or read)})
+        asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
+        rival = _rival(defence.rival, stand, plan, lab, length, asked)
     return Job(
         cell=cell,
         tested=tested,
@@ -167,10 +168,10 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
 
 
 def _rival(
-    rival: Rival | OpinionRecipe, stand: Step | Checkpoint, plan: Plan, lab: Lab, asked: dict[str, Any]
+    rival: Rival | OpinionRecipe, stand: Step | Checkpoint, plan: Plan, lab: Lab, length: int, asked: dict[str, Any]
 ) -> RivalScores | Opinions:
     """Who looks at the victim's answers, if that can be done with these data."""
-    length, train = asked.pop("max_length"), asked["train"]
+    train = asked["train"]
     allowed_above(len(lab.corpus(asked["validation"])), rival.frr, rival.confidence)
     if not isinstance(rival, OpinionRecipe):
         return RivalScores(rival=rival, **asked)

@@ -59,6 +59,10 @@ class Reading(Step):
             lab.triggered[key] = triggered_test(corpus, self.trigger, self.target, self.seed)
         return lab.triggered[key].origins.tolist(), lab.triggered[key].corpus
 
+    def both(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the clean texts, and the triggered ones or none."""
+        return lab.corpus(self.texts).texts, () if self.trigger is None else self.given(lab)[1].texts
+
     def found(self, lab: Lab) -> dict[str, NDArray[Any]]:
         """Return the arrays.
 
@@ -186,8 +190,7 @@ class RivalScores(Reading):
         with measured_cost() as ready:
             victim = load_victim(self.victim.place(lab.store)).merge()
             guard = self.rival.fit(victim, lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed)
-        clean = lab.corpus(self.texts).texts
-        triggered = () if self.trigger is None else self.given(lab)[1].texts
+        clean, triggered = self.both(lab)
         with measured_cost() as meter:
             scores = [guard.score(texts) if texts else np.zeros(0) for texts in (clean, triggered)]
         cost = _per_text(meter, len(clean) + len(triggered), ready, guard.stored_bytes)
@@ -212,8 +215,7 @@ class Opinions(Reading):
             victim = victim.merge()
             found = self.opinion.consult([trusted], victim, self._learnt(lab), seed=self.seed)
             guard = self.opinion.fit(found, victim, lab.corpus(self.validation))
-        clean = lab.corpus(self.texts).texts
-        triggered = () if self.trigger is None else self.given(lab)[1].texts
+        clean, triggered = self.both(lab)
         texts = (*clean, *triggered)
         said = victim.predict(texts)  # which it does anyway
         with measured_cost() as meter:

@@ -158,20 +158,22 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
             wrong[str(error)] += 1
     if wrong:
         raise PlanError("\n".join(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
-    lacking = {job.key: _lacking(job, lab.store) for job in jobs}
-    needed = {step.key: step for job in jobs if not lacking[job.key] for step in job.steps if step.is_training}
-    past = _past_seconds(lab)
-    left = [job for job in jobs if not lacking[job.key] and not lab.store.cell(job.key).is_file()]
+    is_done = [lab.store.cell(job.key).is_file() for job in jobs]
+    lacking = [_lacking(job, lab.store) for job in jobs]
+    able = [job for job, what in zip(jobs, lacking, strict=True) if not what]
+    left = [job for job, what, done in zip(jobs, lacking, is_done, strict=True) if not what and not done]
+    needed = {step.key for job in able for step in job.steps if step.is_training}
     to_do = {step.key: step for job in left for step in job.to_make(lab.store) if step.is_training}
+    past = _past_seconds(lab)
     known = [past[step.kind] for step in to_do.values() if step.kind in past]
     return Forecast(
         cells=len(jobs),
-        done=sum(lab.store.cell(job.key).is_file() for job in jobs),
+        done=sum(is_done),
         trainings=len(needed),
         made=len(needed) - len(to_do),
-        per_cell=sum(step.is_training for job in jobs if not lacking[job.key] for step in job.steps),
+        per_cell=sum(step.is_training for job in able for step in job.steps),
         seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
-        missing=tuple(dict.fromkeys(what for what in lacking.values() if what)),
+        missing=tuple(dict.fromkeys(what for what in lacking if what)),
     )
 
 
