@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from foretaste.cli.app import app
+from foretaste.cli.running import failed_by_all
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.cluster import Cluster
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.plan import Plan
+from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import Progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -87,6 +88,17 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     assert missing.exit_code == 0
     assert "not run: model=mpt-7b data=toy knowledge=full_task attack=none strategy=lora" in missing.stdout
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
+
+
+def test_a_cell_failed_if_no_runner_could_finish_it(plan: Path) -> None:
+    """One runner may fail at a full disk what another then writes; steps that failed are no cells."""
+    cells = read_plan(plan).cells
+    one, other = (str(cell) for cell in cells)
+    parts = [
+        Progress(cells=2, failed={one: "the disk is full", other: "not finite", "key": "not finite"}),
+        Progress(cells=2, done=1, failed={other: "not finite"}),
+    ]
+    assert failed_by_all(parts, cells) == {other: "not finite"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
 
-__all__ = ["chosen", "dry_run", "run"]
+__all__ = ["chosen", "dry_run", "failed_by_all", "run"]
 
 
 def run(
@@ -65,7 +65,7 @@ def run(
             starts = [number * len(cells) // jobs for number in range(jobs)]
             asked = [pool.submit(_work, path, lab, cells, start, threads) for start in starts]
             parts = [each.result() for each in asked]
-    failed = {name: reason for part in parts for name, reason in part.failed.items() if name in map(str, cells)}
+    failed = failed_by_all(parts, cells)
     missing = {name: reason for part in parts for name, reason in part.missing.items()}
     return {
         "title": plan.title,
@@ -101,6 +101,11 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
     if not found:
         raise PlanError(f"No cell of the plan has {' '.join(only)}.")
     return found
+
+
+def failed_by_all(parts: Sequence[Progress], cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the cells that no runner could finish, with the reason: what failed one, another may have done."""
+    return {name: parts[0].failed[name] for name in map(str, cells) if all(name in part.failed for part in parts)}
 
 
 def _work(path: Path, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
