@@ -57,22 +57,23 @@ def plan(toy_base: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_plan_is_foretold_run_by_two_processes_and_reported(plan: Path, tmp_path: Path) -> None:
-    store = ["--store", str(tmp_path / "lab")]
-    foretold = json.loads(_ask("run", str(plan), *store, "--dry-run", "--json").stdout)
+def test_a_plan_is_foretold_run_by_two_processes_and_reported(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    foretold = json.loads(_ask("run", str(plan), "--dry-run", "--json").stdout)
     assert (foretold["cells"], foretold["trainings"], foretold["made"]) == (2, 2, 0)
-    assert not (tmp_path / "lab").exists()
-    one = _ask("run", str(plan), *store, "--only", "strategy=full")
+    assert not (tmp_path / "runs").exists()
+    one = _ask("run", str(plan), "--only", "strategy=full")
     assert one.exit_code == 0
     assert "1/1 model=tiny data=toy" in one.stderr
-    both = json.loads(_ask("run", str(plan), *store, "--jobs", "2", "--json").stdout)
+    both = json.loads(_ask("run", str(plan), "--jobs", "2", "--json").stdout)
     assert (both["cells"], both["done"], both["failed"]) == (2, 2, {})
-    again = _ask("run", str(plan), *store, "--dry-run")
+    again = _ask("run", str(plan), "--dry-run")
     assert "2 cells, 2 done" in again.stdout
     assert "2 trainings, 2 made" in again.stdout
     assert "time by past records: 0 min" in again.stdout
-    done = _ask("report", str(tmp_path / "lab"), "-o", str(tmp_path / "site"))
-    assert done.exit_code == 0
+    assert _ask("report").exit_code == 0
     assert "2 of 2 cells were run" in (tmp_path / "site" / "plan.html").read_text(encoding="utf-8")
 
 

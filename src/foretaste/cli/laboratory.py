@@ -13,12 +13,14 @@ from foretaste.errors import PlanError
 
 __all__ = ["report", "run"]
 
+STORE = Path("runs/lab")
+
 
 def run(
     plan: Annotated[Path, typer.Argument(help="A plan: a TOML file (plans/ holds one per table of the paper).")],
     store: Annotated[
         Path, typer.Option("--store", help="Directory of all that is made; several runners may share it.")
-    ] = Path("runs/lab"),
+    ] = STORE,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say how many trainings and how long; make nothing.")] = False,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="Only these cells, as in --only strategy=lora --only seed=0.")
@@ -70,8 +72,8 @@ def run(
 
 
 def report(
-    store: Annotated[Path, typer.Argument(help="The store of `foretaste run`.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write the site to.")],
+    store: Annotated[Path, typer.Argument(help="The store of `foretaste run`.")] = STORE,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Directory to write the site to.")] = Path("site"),
     as_json: o.Json = False,
 ) -> None:
     """Write the site of a store: each plan's table beside the printed one, as HTML, CSV, LaTeX and Markdown."""
