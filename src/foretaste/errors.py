@@ -29,7 +29,10 @@ class ForetasteError(Exception):
 
 
 class PlanError(ForetasteError):
-    """The request itself cannot be carried out as written."""
+    """The request itself cannot be carried out as written; `args` are its problems, each a message."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class DataError(ForetasteError):

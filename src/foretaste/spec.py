@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields as fields_of
+from itertools import islice
 from typing import Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -15,6 +16,7 @@ from foretaste.errors import PlanError
 __all__ = ["Registry", "build", "nearest", "spec", "values_of"]
 
 T = TypeVar("T")
+MOST = 20  # unknown fields that are named: a stranger's file may have any number
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -30,18 +32,22 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
     """Construct a spec from plain fields (TOML, JSON, command line).
 
     Raises:
-        PlanError: unknown field (the nearest one is named) or a value of the wrong kind.
+        PlanError: unknown fields (of each the nearest one is named) and values of the wrong kind, all of them.
     """
     known = {field.name for field in fields_of(cast(Any, kind))}
-    for name in fields:
-        if name not in known:
-            raise PlanError(f"{kind.__name__} has no field {name!r}.{nearest(name, known)}")
+    unknown = islice((name for name in fields if name not in known), MOST)
+    problems = [f"{kind.__name__} has no field {name!r}.{nearest(name, known)}" for name in unknown]
     try:
-        return TypeAdapter(kind).validate_python(dict(fields))
+        made = TypeAdapter(kind).validate_python({name: value for name, value in fields.items() if name in known})
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{kind.__name__}.{where}: {first['msg']} (got {first['input']!r}).") from None
+        for each in error.errors():
+            if each["type"] == "missing" and problems:
+                continue  # what is misspelt is not missing, too
+            where = ".".join(str(part) for part in each["loc"])
+            problems.append(f"{kind.__name__}.{where}: {each['msg']} (got {each['input']!r}).")
+    if problems:
+        raise PlanError(*problems)
+    return made
 
 
 def values_of(spec: Any) -> dict[str, Any]:

@@ -170,6 +170,16 @@ strategy = "lora"
 triger = "word:cf"
 [strategy.mine]
 epochs = 3
+[[grid]]
+model = "minilm"
+data = "cola"
+attack = "synattack"
+strategy = ["lora", "lorra"]
+knowledge = ["full", "full_data"]
+threshold = 0.8
+[defence.w2s]
+learning_rate = -1
+epoch = 3
 """
 
 
@@ -179,18 +189,25 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
     said = {int(line.split(":")[1]): line.split(": ", 1)[1] for line in str(caught.value).splitlines()}
     expected = {
         2: "Unknown name 'tabel'. Did you mean 'table'?",
-        3: "PlanSettings has no field 'max_lenght'. Did you mean 'max_length'?",
+        4: "PlanSettings has no field 'max_lenght'. Did you mean 'max_length'?",
         5: "The grid has no 'attack'.",
         6: "Unknown model 'minilmm'. Did you mean 'minilm'?",
         9: "Unknown axis 'sed'. Did you mean 'seed'?",
         14: "Unknown data 'ssst2'. Did you mean 'sst2'?",
         18: "Unknown defence 'psimm'. Did you mean 'psim'?",
         21: "ag_news has no proxy dataset for full task knowledge",
-        24: "Cell.seed: Input should be a valid integer",
+        30: "Cell.reset_rate: Input should be less than or equal to 1 (got 1.5)",
+        31: "Cell.seed: Input should be a valid integer",
         37: "fine_mixing mixes in the weights as they were before the attack",
         41: "No paraphrases of cola/test are stored",
-        43: "Attack has no field 'triger'. Did you mean 'trigger'?",
+        44: "Attack has no field 'triger'. Did you mean 'trigger'?",
         45: "Unknown strategy 'mine'.",
+        50: "No paraphrases of cola/validation are stored",
+        51: "Unknown strategy 'lorra'. Did you mean 'lora'?",
+        52: "Cell.knowledge: Input should be 'full_task' or 'full_data' (got 'full')",
+        53: "threshold is PSIM's, and no defence of the grid is PSIM.",
+        55: "W2SDefense has no field 'learning_rate'. Did you mean 'teacher_learning_rate'?",
+        56: "W2SDefense has no field 'epoch'. Did you mean 'epochs'?",
     }
     assert said.keys() == expected.keys()
     for line, message in expected.items():
@@ -216,10 +233,14 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         ),
         (GOOD.replace("word:cf", "file:some.parquet"), "takes no file: trigger"),
         (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
-        (GOOD.replace("table = 1", "figure = 3"), "The figure is a number and perhaps a letter"),
-        (GOOD.replace("table = 1", 'figure = "a3"'), "The figure is a number and perhaps a letter"),
+        (GOOD.replace("table = 1", "figure = 3"), "The paper's figures are 1, 3a"),
+        (GOOD.replace("table = 1", 'figure = "a3"'), "The paper's figures are 1, 3a"),
         (GOOD.replace("table = 1", 'beside = { minilm = ["a"] }'), "Write beside"),
         (GOOD.replace("table = 1", 'beside = { minilmm = "bert" }'), "Did you mean 'minilm'"),
+        (GOOD.replace("table = 1", 'beside = { minilm = "bart" }'), "no model 'bart'. Did you mean 'bert'"),
+        (GOOD.replace("table = 1", "table = 15"), "The paper's tables are 1 to 14"),
+        (GOOD.replace("[1, 2]", "-1"), "Cell.seed: Input should be greater than or equal to 0"),
+        (GOOD.replace("[1, 2]", "[1, true]"), r"seed is a value or a list of values; got .1, True"),
         (GOOD.replace("table = 1", 'model = "minilm"'), "tables of its own"),
         ("title = 'x'\ngrid = [1]", "A grid is a table"),
         (GOOD + '[model.x]\nlocation = "a"\nrevision = "b"', "A model has a location"),

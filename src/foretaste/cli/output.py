@@ -1,4 +1,4 @@
-"""How a command answers: JSON or text on standard output, everything else on standard error, errors in one line."""
+"""How a command answers: JSON or text on standard output, everything else on standard error, errors in a line each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEARNED = 0.25
 
 @contextmanager
 def answering(as_json: bool) -> Iterator[Any]:
-    """Yield `answer(result, text)`, which prints JSON or text on standard output; turn our errors into one line.
+    """Yield `answer(result, text)`, which prints JSON or text on standard output; turn our errors into lines.
 
     Of several processes launched together, the main one answers.
     """
@@ -38,7 +38,8 @@ def answering(as_json: bool) -> Iterator[Any]:
     try:
         yield answer
     except ForetasteError as error:
-        typer.echo(f"error: {one_line(str(error))}", err=True)
+        for problem in error.args if isinstance(error, PlanError) else [error]:
+            typer.echo(f"error: {one_line(str(problem))}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         message = "nothing half done stays; run the same command again (trainings continue where they were saved)"

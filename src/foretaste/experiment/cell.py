@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Literal
 
+from pydantic import Field
+
 from foretaste.spec import Registry, spec
 
 __all__ = ["AXES", "MODELS", "PROXIES", "Cell", "Knowledge"]
@@ -45,9 +47,9 @@ class Cell:
     defence: str = "none"
     trigger: str | None = None
     psim_strategy: str | None = None
-    reset_rate: float | None = None
-    threshold: float | None = None
-    seed: int = 0
+    reset_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    threshold: float | None = Field(default=None, gt=0.0, lt=1.0)
+    seed: int = Field(default=0, ge=0)
 
     def __str__(self) -> str:
         values = [f"{axis}={value}" for axis in AXES if (value := getattr(self, axis)) is not None]

@@ -16,9 +16,10 @@ from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import allowed_above, is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
+from foretaste.experiment.combination import measurable
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import Defence, OpinionRecipe
-from foretaste.experiment.plan import Plan, measurable
+from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.experiment.store import Store, digest_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,22 +15,24 @@ from pydantic import Field
 
 from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
-from foretaste.experiment.asking import refusals
-from foretaste.experiment.cell import AXES, MODELS, PROXIES, Cell
+from foretaste.experiment.cell import AXES, MODELS, Cell
+from foretaste.experiment.combination import refusals
 from foretaste.experiment.lines import line_of
 from foretaste.experiment.methods import ASKED, ATTACKS, Defence, defence_of, named_defence, strategy_of, tuned_by
 from foretaste.poison.plan import Attack
-from foretaste.poison.trigger import FileTrigger, StoredTrigger
-from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
 from foretaste.victim.instruction import INSTRUCTIONS, Instruction
 from foretaste.victim.strategy import STRATEGIES, Strategy
 
-__all__ = ["Plan", "PlanSettings", "measurable", "read_plan"]
+__all__ = ["Plan", "PlanSettings", "read_plan"]
 
 _NEEDED = ("model", "data", "attack", "strategy")
+_OF_PSIM = ("psim_strategy", "reset_rate", "threshold")
 _TOP = {"title", "table", "figure", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
+_FIELD = re.compile(r"\w+(?:\.(\w+)[.:]| has no field '(\w+)')")  # how `build` says which one it is about
+_FIGURES = ("1", "3a", "3b", "3c", "3d", "4")
+_PRINTED = {"bert", *MODELS} - {"minilm"}
 _DATA = ("toy", *NAMED_SETS)
 
 
@@ -80,7 +82,7 @@ def read_plan(path: Path) -> Plan:
     """Read a plan and refuse what cannot be run, before anything is.
 
     Raises:
-        PlanError: no such file, no TOML, or any number of mistakes in it, one per line of the message.
+        PlanError: no such file, no TOML, or any number of mistakes in it, all of them.
     """
     path = Path(path)
     try:
@@ -95,7 +97,7 @@ def read_plan(path: Path) -> Plan:
     plan = reader.read(content)
     if reader.problems:
         lines = sorted(set(reader.problems))
-        raise PlanError("\n".join(f"{path}:{line}: {what}" for line, what in lines))
+        raise PlanError(*(f"{path}:{line}: {what}" for line, what in lines))
     return plan
 
 
@@ -135,17 +137,18 @@ class _Reader:
                 cells[cell] = None
         if not isinstance(content.get("title", ""), str) or "title" not in content:
             self._wrong("A plan has a title.", key="title")
-        if not isinstance(content.get("table", 0), int):
-            self._wrong("The table is a number, as in table = 1.", key="table")
-        figure = content.get("figure", "1")
-        if not isinstance(figure, str) or not re.fullmatch(r"[1-9][0-9]?[a-z]?", figure):
-            self._wrong('The figure is a number and perhaps a letter, as in figure = "3a".', key="figure")
+        if content.get("table", 1) not in range(1, 15):
+            self._wrong("The paper's tables are 1 to 14, as in table = 1.", key="table")
+        if content.get("figure", "1") not in _FIGURES:
+            self._wrong(f'The paper\'s figures are {", ".join(_FIGURES)}, as in figure = "3a".', key="figure")
         beside = content.get("beside", {})
         if not isinstance(beside, dict) or not all(isinstance(value, str) for value in beside.values()):
             self._wrong('Write beside = { minilm = "bert-large" }.', key="beside")
             beside = {}
         for name in beside.keys() - models.keys():
             self._wrong(f"Unknown model {name!r}.{nearest(name, models)}", key="beside")
+        for name in set(beside.values()) - _PRINTED:
+            self._wrong(f"The paper has no model {name!r}.{nearest(name, _PRINTED)}", key="beside")
         used = {cell.strategy for cell in cells}
         return Plan(
             title=str(content.get("title")),
@@ -164,81 +167,53 @@ class _Reader:
     def _cells(
         self, number: int, grid: Mapping[str, Any], known: Mapping[str, Any], defences: dict[str, Defence]
     ) -> Iterator[Cell]:
-        before = len(self.problems)
         for axis in grid.keys() - set(AXES):
             self._wrong(f"Unknown axis {axis!r}.{nearest(axis, AXES)}", "grid", number, axis)
         for axis in _NEEDED:
             if axis not in grid:
                 self._wrong(f"The grid has no {axis!r}.", "grid", number)
-        values = {axis: _listed(grid.get(axis)) for axis in AXES}
-        well_formed = len(self.problems)
-        for axis in grid.keys() & set(AXES):
-            if not values[axis] or not all(isinstance(value, str | int | float) for value in values[axis]):
+        values: dict[str, list[Any]] = {}
+        for axis in AXES:
+            if axis not in grid:
+                continue
+            given = grid[axis] if isinstance(grid[axis], list) else [grid[axis]]
+            if not given or not all(type(value) in (str, int, float) for value in given):
                 self._wrong(f"{axis} is a value or a list of values; got {grid[axis]!r}.", "grid", number, axis)
-        if len(self.problems) > well_formed:
+                given = []
+            values[axis] = [value for value in given if self._is_known(axis, value, number, known, defences)]
+        of_psim = [axis for axis in _OF_PSIM if axis in values]
+        if of_psim and not any(defences[name].psim for name in values.get("defence", [])):
+            self._wrong(f"{of_psim[0]} is PSIM's, and no defence of the grid is PSIM.", "grid", number, of_psim[0])
+        if not all(values.get(axis) for axis in _NEEDED):
             return
-        for axis, names in known.items():
-            for value in values[axis]:
-                # A file has no splits: it would be trained and tested on the same texts.
-                if value not in names and not (axis == "data" and Path(str(value)).is_dir()):
-                    self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), names)}", "grid", number, axis, value)
-        for name in values["defence"]:
-            made = self._built("grid", lambda name=name: named_defence(str(name), defences), number, "defence", name)
-            if made is not None:
-                defences[str(name)] = made
-        if len(self.problems) > before:
-            return
-        chosen = [axis for axis in AXES if axis in grid]
-        for point in itertools.product(*(values[axis] for axis in chosen)):
-            fields = {"knowledge": "full_task", "defence": "none", **dict(zip(chosen, point, strict=True))}
-            if defences[str(fields["defence"])].psim is None:
-                fields = {k: v for k, v in fields.items() if k not in ("psim_strategy", "reset_rate", "threshold")}
-            cell = self._built("grid", lambda fields=fields: build(Cell, fields), number)
-            if cell is not None and self._is_possible(cell, number, known, defences):
+        for point in itertools.product(*values.values()):
+            fields = {"knowledge": "full_task", "defence": "none", **dict(zip(values, point, strict=True))}
+            if defences[fields["defence"]].psim is None:
+                fields = {axis: value for axis, value in fields.items() if axis not in _OF_PSIM}
+            cell = build(Cell, fields)
+            if self._is_possible(cell, number, known, defences):
                 yield cell
 
+    def _is_known(
+        self, axis: str, value: Any, number: int, known: Mapping[str, Any], defences: dict[str, Defence]
+    ) -> bool:
+        """Say whether an axis has the value, and what is wrong with it; defences joined by + get to be known here."""
+        before = len(self.problems)
+        if axis == "defence":
+            made = self._built("grid", lambda: named_defence(str(value), defences), number, axis, value)
+            defences |= {} if made is None else {str(value): made}
+        # A file has no splits: it would be trained and tested on the same texts.
+        elif axis in known and value not in known[axis] and not (axis == "data" and Path(str(value)).is_dir()):
+            self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), known[axis])}", "grid", number, axis, value)
+        if len(self.problems) == before:
+            one = {**dict.fromkeys(_NEEDED, "any"), "knowledge": "full_data", axis: value}
+            self._built("grid", lambda: build(Cell, one), number, axis, value)
+        return len(self.problems) == before
+
     def _is_possible(self, cell: Cell, number: int, known: Mapping[str, Any], defences: Mapping[str, Defence]) -> bool:
-        attacks: Mapping[str, Attack | None] = known["attack"]
-        before, defence, attack = len(self.problems), defences[cell.defence], attacks[cell.attack]
-        proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
-        asked = known["strategy"][cell.strategy]
-        is_asked = asked is None or isinstance(asked, Instruction)
-        for axis, what in refusals(cell, proxy, asked, defence) if is_asked else ():
+        before, defence = len(self.problems), defences[cell.defence]
+        for axis, what in refusals(cell, known["attack"], known["strategy"][cell.strategy], defence):
             self._wrong(what, "grid", number, axis, getattr(cell, axis))
-        if proxy is None and (is_asked or attack is not None):
-            what = f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
-            self._wrong(what, "grid", number, "data", cell.data)
-        tested = attacks[cell.trigger or cell.attack]
-        if cell.trigger == cell.attack:
-            what = "A base is tested with its own attack's trigger anyway; leave trigger out there."
-            self._wrong(what, "grid", number, "trigger", cell.trigger)
-        if attack is not None:
-            if proxy is not None and isinstance(attack.trigger, StoredTrigger):
-                measured = f"{measurable(proxy, cell.data, attack)}/validation"
-                for split in (f"{proxy}/train", measured):
-                    if not StoredTrigger.covers(split):
-                        self._wrong(f"No paraphrases of {split} are stored.", "grid", number, "attack", cell.attack)
-        elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
-            what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
-            self._wrong(f"{cell.defence} {what}", "grid", number, "defence", cell.defence)
-        for axis, name, each in (("attack", cell.attack, attack), ("trigger", cell.trigger, tested)):
-            if each is None or name is None:
-                continue
-            if isinstance(each.trigger, FileTrigger):
-                what = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
-                self._wrong(what, "grid", number, axis, name)
-        if tested is not None and isinstance(tested.trigger, StoredTrigger):
-            axis, name = ("trigger", cell.trigger) if cell.trigger else ("attack", cell.attack)
-            if not StoredTrigger.covers(f"{cell.data}/test"):
-                self._wrong(f"No paraphrases of {cell.data}/test are stored.", "grid", number, axis, name)
-        stored = defence.rewriter
-        if isinstance(stored, StoredRewriting):
-            trigger = None if tested is None else tested.trigger.name
-            target = 0 if tested is None else tested.aim
-            if not stored.covers(cell.data, trigger, target):
-                to = "all to all" if target is None else f"target {target}"
-                what = f"No {stored.tool} texts of {cell.data} are stored with {trigger or 'no trigger'}, {to}."
-                self._wrong(what, "grid", number, "defence", cell.defence)
         psim = defence.psim
         if psim is not None:
             self._built("grid", lambda: psim.with_axes(cell), number)
@@ -259,26 +234,20 @@ class _Reader:
     def _built(self, table: str, make: Any, number: int = 0, key: str = "", value: object = None) -> Any:
         try:
             return make()
+        except PlanError as error:
+            for problem in error.args:
+                field = _FIELD.match(problem)
+                self._wrong(problem, table, number, key or (field[1] or field[2] if field else ""), value)
         except (ForetasteError, KeyError, TypeError, AttributeError) as error:
             message = f"{error} is missing." if isinstance(error, KeyError) else str(error)
             self._wrong(message, table, number, key, value)
-            return None
+        return None
 
     def _wrong(self, message: str, table: str = "", number: int = 0, key: str = "", value: object = None) -> None:
         self.problems.append((line_of(self.text, table, number, key, value), message))
-
-
-def measurable(proxy: str, data: str, attack: Attack) -> str:
-    """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
-    is_stored = isinstance(attack.trigger, StoredTrigger)
-    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
 
 
 def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     if fields.keys() != {"location"} or not isinstance(fields["location"], str):
         raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
     return fields["location"]
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]

@@ -148,7 +148,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     """Say what a run would do; nothing is made.
 
     Raises:
-        PlanError: cells that cannot be run with these data, one reason per line.
+        PlanError: cells that cannot be run with these data, each reason once.
     """
     jobs, wrong = list[Job](), Counter[str]()
     for cell in cells:
@@ -157,7 +157,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         except ForetasteError as error:
             wrong[str(error)] += 1
     if wrong:
-        raise PlanError("\n".join(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
+        raise PlanError(*(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
     is_done = [lab.store.cell(job.key).is_file() for job in jobs]
     lacking = [_lacking(job, lab.store) for job in jobs]
     able = [job for job, what in zip(jobs, lacking, strict=True) if not what]

@@ -1,0 +1,95 @@
+"""Which values of a plan's axes do not go together: texts that nobody has, nothing to learn, nothing to ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from foretaste.data.hub import NAMED_SETS
+from foretaste.errors import PlanError
+from foretaste.experiment.cell import PROXIES, Cell
+from foretaste.experiment.methods import ASKED, Defence
+from foretaste.poison.attack import Attack
+from foretaste.poison.trigger import FileTrigger, StoredTrigger
+from foretaste.rewrite.stored import StoredRewriting
+from foretaste.victim.instruction import INSTRUCTIONS, Instruction
+
+__all__ = ["measurable", "refusals"]
+
+ONE_FILE = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
+Refusals = Iterator[tuple[str, str]]
+
+
+def refusals(cell: Cell, attacks: Mapping[str, Attack | None], strategy: object, defence: Defence) -> Refusals:
+    """Yield the axis and the reason why a cell cannot be run.
+
+    `strategy` is an instruction where a language model is asked instead of tuned, None if with that of its data.
+    """
+    proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
+    attack = attacks[cell.attack]
+    is_asked = strategy is None or isinstance(strategy, Instruction)
+    if strategy is None or isinstance(strategy, Instruction):
+        yield from _unaskable(cell, proxy, strategy, defence)
+    if proxy is None and (is_asked or attack is not None):
+        yield "data", f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
+    if cell.trigger == cell.attack:
+        yield "trigger", "A base is tested with its own attack's trigger anyway; leave trigger out there."
+    if attack is not None:
+        yield from _unplantable(cell, proxy, attack)
+    elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
+        what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
+        yield "defence", f"{cell.defence} {what}"
+    yield from _untestable(cell, attacks, defence)
+
+
+def measurable(proxy: str, data: str, attack: Attack) -> str:
+    """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
+    is_stored = isinstance(attack.trigger, StoredTrigger)
+    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
+
+
+def _unplantable(cell: Cell, proxy: str | None, attack: Attack) -> Refusals:
+    if isinstance(attack.trigger, FileTrigger):
+        yield "attack", ONE_FILE
+    if isinstance(attack.trigger, StoredTrigger) and proxy is not None:
+        for split in (f"{proxy}/train", f"{measurable(proxy, cell.data, attack)}/validation"):
+            if not StoredTrigger.covers(split):
+                yield "attack", f"No paraphrases of {split} are stored."
+
+
+def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defence) -> Refusals:
+    tested = attacks[cell.trigger or cell.attack]
+    trigger = None if tested is None else tested.trigger
+    axis = "trigger" if cell.trigger else "attack"
+    if isinstance(trigger, FileTrigger) and cell.trigger:
+        yield axis, ONE_FILE
+    if isinstance(trigger, StoredTrigger) and not StoredTrigger.covers(f"{cell.data}/test"):
+        yield axis, f"No paraphrases of {cell.data}/test are stored."
+    stored = defence.rewriter
+    if isinstance(stored, StoredRewriting):
+        name = None if trigger is None else trigger.name
+        target = 0 if tested is None else tested.aim
+        if not stored.covers(cell.data, name, target):
+            to = "all to all" if target is None else f"target {target}"
+            yield "defence", f"No {stored.tool} texts of {cell.data} are stored with {name or 'no trigger'}, {to}."
+
+
+def _unaskable(cell: Cell, proxy: str | None, instruction: Instruction | None, defence: Defence) -> Refusals:
+    classes = NAMED_SETS[cell.data].label_names if cell.data in NAMED_SETS else None
+    if instruction is None and cell.data not in INSTRUCTIONS:
+        yield (
+            "strategy",
+            f"No instruction for {cell.data} is known; give one: [strategy.NAME] "
+            f'method = "{ASKED}", template = "...", verbalizer = ["...", "..."].',
+        )
+    if instruction is not None and classes is not None:
+        try:
+            instruction.refuse_others(len(classes))
+        except PlanError as error:
+            yield "strategy", str(error)
+    if proxy is not None and proxy in NAMED_SETS and classes != NAMED_SETS[proxy].label_names:
+        yield "data", f'A model tuned on {proxy} has no answer for {cell.data}; take knowledge = "full_data".'
+    if defence.unlearner is not None:
+        yield (
+            "defence",
+            f"{cell.defence} is for weights that are fine-tuned afterwards; under {cell.strategy} none are.",
+        )
