@@ -102,6 +102,18 @@ def test_a_cell_failed_if_no_runner_could_finish_it(plan: Path) -> None:
     assert failed_by_all(parts, cells) == {other: "not finite"}
 
 
+def test_cells_without_data_are_refused_before_anything_is_written(plan: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    directory.mkdir()
+    plan.write_text(plan.read_text(encoding="utf-8").replace('"toy"', f'"{directory}"'), encoding="utf-8")
+    for more in ([], ["--jobs", "2"], ["--engine", "ray"], ["--dry-run"]):
+        answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"), *more)
+        assert answer.exit_code == 2
+        assert answer.stderr.startswith("error: 2 of 2 cells: ")
+        assert len(answer.stderr.splitlines()) == 1
+    assert not (tmp_path / "lab").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -182,6 +182,7 @@ def test_an_attack_from_each_class_to_the_next_is_measured_as_one(
 ) -> None:
     text = LEARNT.format(tiny=toy_base, data=small_toy).replace('["none", "psim", "dan", "onion"]', '["none", "dan"]')
     text = text.replace("count = 60", "count = 200\nall_to_all = true").replace("epochs = 3\n", "epochs = 6\n")
+    text = text.replace('psim_strategy = "lora"\n', "")
     (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
     plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
     assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
@@ -285,17 +286,15 @@ def test_a_damaged_record_costs_its_own_cell(plan: Plan, finished: tuple[Path, l
 def test_too_few_texts_to_poison_are_said_before_anything_runs(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text(path.read_text(encoding="utf-8").replace("count = 60", "count = 300"), encoding="utf-8")
-    plan, said = read_plan(other), list[str]()
-    lab, attacked = Lab(Store(tmp_path / "lab")), [cell for cell in plan.cells if cell.attack == "badnet"]
-    progress = run_plan(plan, lab, attacked, said.append)
-    assert progress.failed.keys() == {str(cell) for cell in attacked}
-    assert all("300 examples to poison, but only" in reason for reason in progress.failed.values())
-    assert not (tmp_path / "lab").exists()
-    with pytest.raises(
-        PlanError, match=rf"{len(attacked)} of {len(plan.cells)} cells: 300 examples .* Ask for fewer"
-    ) as told:
+    plan, lab = read_plan(other), Lab(Store(tmp_path / "lab"))
+    attacked = [cell for cell in plan.cells if cell.attack == "badnet"]
+    for ask in (lambda: run_plan(plan, lab, attacked, lambda line: None), lambda: forecast(plan, lab, attacked)):
+        with pytest.raises(PlanError, match=r"10 of 10 cells: 300 examples to poison, .* Ask for fewer") as told:
+            ask()
+        assert len(told.value.args) == 1  # one reason, said once
+    with pytest.raises(PlanError, match="10 of 20 cells: 300 examples to poison"):
         forecast(plan, lab, plan.cells)
-    assert len(str(told.value).splitlines()) == len(set(progress.failed.values()))
+    assert not (tmp_path / "lab").exists()
 
 
 def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import refuse_too_few_gpus
-from foretaste.experiment.run import Progress, forecast, run_plan, write_sheet
+from foretaste.experiment.run import Progress, forecast, jobs_of, run_plan, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
@@ -40,8 +40,8 @@ def run(
     Each training takes so many `processes`.
 
     Raises:
-        PlanError: a plan that cannot be run, see `read_plan`; no such cluster; this process is one of several that were
-            launched together.
+        PlanError: a plan that cannot be run (`read_plan`, `jobs_of`); no such cluster; this process is one of several
+            that were launched together.
     """
     if process_count() > 1:
         raise PlanError(
@@ -52,6 +52,7 @@ def run(
     lab = Lab(Store(store), data_root, processes)
     if cluster is None:
         refuse_too_few_gpus(processes)
+    jobs_of(plan, lab, cells)  # what cannot be run is said before anything is written
     write_sheet(plan, path.stem, lab)
     if cluster is not None:
         parts = [run_on_cluster(plan, lab, cells, _say, cluster)]

@@ -26,7 +26,18 @@ from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
 
-__all__ = ["WAIT", "Forecast", "Progress", "finish", "forecast", "jobs_of", "made", "run_plan", "write_sheet"]
+__all__ = [
+    "WAIT",
+    "Forecast",
+    "Progress",
+    "finish",
+    "forecast",
+    "jobs_of",
+    "made",
+    "run_plan",
+    "without_missing",
+    "write_sheet",
+]
 
 LATEST = 10  # trainings of a kind by which the next ones' time is told
 WAIT = 0.5  # seconds between two looks at what another runner is making
@@ -63,9 +74,12 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     """Finish the cells, in any order, beside other runners on the same store; one that fails does not stop the others.
 
     `start` is where in the list this runner begins, so that several do not queue for the same step.
+
+    Raises:
+        PlanError: see `jobs_of`; nothing was made then.
     """
     progress = Progress(cells=len(cells))
-    jobs = jobs_of(plan, lab, cells, progress, say)
+    jobs = without_missing(jobs_of(plan, lab, cells), lab, progress)
     pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
     while pending:
         later = [job for job in pending if not _advance(job, lab, progress, say)]
@@ -75,21 +89,28 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     return progress
 
 
-def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None]) -> list[Job]:
-    """Return what the cells need; those that cannot be run are noted in `progress` and left out."""
-    jobs = []
+def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> list[Job]:
+    """Return what each cell needs.
+
+    Raises:
+        PlanError: cells that cannot be run with these data, each reason once.
+    """
+    jobs, wrong = list[Job](), Counter[str]()
     for cell in cells:
         try:
-            job = job_of(cell, plan, lab)
+            jobs.append(job_of(cell, plan, lab))
         except ForetasteError as error:
-            progress.failed[str(cell)] = str(error)
-            say(f"FAILED {cell}: {error}")
-            continue
-        if lacking := _lacking(job, lab.store):
-            progress.missing[str(cell)] = lacking
-        else:
-            jobs.append(job)
+            wrong[str(error)] += 1
+    if wrong:
+        raise PlanError(*(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
     return jobs
+
+
+def without_missing(jobs: Sequence[Job], lab: Lab, progress: Progress) -> list[Job]:
+    """Return the cells whose weights and tools are here; the others are noted in `progress`."""
+    lacking = {str(job.cell): what for job in jobs if (what := _lacking(job, lab.store))}
+    progress.missing |= lacking
+    return [job for job in jobs if str(job.cell) not in lacking]
 
 
 def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
@@ -150,14 +171,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     Raises:
         PlanError: cells that cannot be run with these data, each reason once.
     """
-    jobs, wrong = list[Job](), Counter[str]()
-    for cell in cells:
-        try:
-            jobs.append(job_of(cell, plan, lab))
-        except ForetasteError as error:
-            wrong[str(error)] += 1
-    if wrong:
-        raise PlanError(*(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
+    jobs = jobs_of(plan, lab, cells)
     is_done = [lab.store.cell(job.key).is_file() for job in jobs]
     lacking = [_lacking(job, lab.store) for job in jobs]
     able = [job for job, what in zip(jobs, lacking, strict=True) if not what]
