@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from foretaste.experiment.cluster import Cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import Progress
+from foretaste.experiment.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -89,6 +93,37 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     assert missing.exit_code == 0
     assert "not run: model=mpt-7b data=toy knowledge=full_task attack=none strategy=lora" in missing.stdout
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
+
+
+def test_runners_end_with_their_command(plan: Path, tmp_path: Path) -> None:
+    plan.write_text(plan.read_text(encoding="utf-8").replace("epochs = 1", "epochs = 1000"), encoding="utf-8")
+    store = Store(tmp_path / "lab")
+    command = subprocess.Popen(
+        [sys.executable, "-c", "from foretaste.cli.app import app; app()", "run", str(plan), "--store", store.root,
+         "--jobs", "2"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _wait(lambda: len(_held(store)) == 2)  # each runner is at a training
+    finally:
+        command.kill()
+        command.wait()
+    _wait(lambda: not _held(store))
+
+
+def _held(store: Store) -> list[str]:
+    held = []
+    for place in store.root.glob("locks/*"):
+        with store.locked(place.name) as is_mine:
+            held += [] if is_mine else [place.name]
+    return held
+
+
+def _wait(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_cell_failed_if_no_runner_could_finish_it(plan: Path) -> None:

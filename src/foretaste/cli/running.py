@@ -16,7 +16,7 @@ from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
-from foretaste.experiment.processes import refuse_too_few_gpus
+from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
 from foretaste.experiment.run import Progress, forecast, jobs_of, run_plan, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
@@ -112,6 +112,7 @@ def failed_by_all(parts: Sequence[Progress], cells: Sequence[Cell]) -> dict[str,
 def _work(path: Path, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
     import torch
 
+    end_with_parent()
     torch.set_num_threads(threads)
     return run_plan(read_plan(path), lab, cells, _say, start)
 

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from foretaste.errors import ForetasteError, PlanError
 
-__all__ = ["in_processes", "refuse_too_few_gpus"]
+__all__ = ["end_with_parent", "in_processes", "refuse_too_few_gpus"]
 
 
 def in_processes(count: int, call: Callable[[], object]) -> None:
@@ -57,7 +57,7 @@ def _process(
     rank: int, together: dict[str, str], threads: int, call: Callable[[], object], failures: SimpleQueue[ForetasteError]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch would take one that is interrupted for one that is done
-    Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ |= together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(threads)
     try:
@@ -69,8 +69,12 @@ def _process(
         torch.distributed.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """End at once when the parent dies: its lock on what is made here is then gone."""
+def end_with_parent() -> None:
+    """From now on end at once when the parent dies: nobody waits any more, and its lock on what it makes is gone."""
+    Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
     parent = parent_process()
     if parent is not None:
         parent.join()
