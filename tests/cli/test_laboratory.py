@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,20 +97,34 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
 
 
-def test_runners_end_with_their_command(plan: Path, tmp_path: Path) -> None:
+def test_a_killed_runner_leaves_the_others_at_work_and_all_end_with_their_command(plan: Path, tmp_path: Path) -> None:
     plan.write_text(plan.read_text(encoding="utf-8").replace("epochs = 1", "epochs = 1000"), encoding="utf-8")
-    store = Store(tmp_path / "lab")
-    command = subprocess.Popen(
-        [sys.executable, "-c", "from foretaste.cli.app import app; app()", "run", str(plan), "--store", store.root,
-         "--jobs", "2"],
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    store, said = Store(tmp_path / "lab"), tmp_path / "said"
+    ask = "from foretaste.cli.app import app; app()"
+    with said.open("w") as stream:
+        command = subprocess.Popen(
+            [sys.executable, "-c", ask, "run", str(plan), "--store", store.root, "--jobs", "2"], stderr=stream
+        )
     try:
         _wait(lambda: len(_held(store)) == 2)  # each runner is at a training
+        runners = [runner for child in _children(command.pid) for runner in _children(child)]
+        assert len(runners) == 2
+        os.kill(runners[1], signal.SIGKILL)
+        _wait(lambda: "A runner was killed" in said.read_text())
+        assert _children(_parent(runners[0])) == runners[:1]
+        assert command.poll() is None
     finally:
         command.kill()
         command.wait()
     _wait(lambda: not _held(store))
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _held(store: Store) -> list[str]:

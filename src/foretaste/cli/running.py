@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +43,7 @@ def run(
 
     Raises:
         PlanError: a plan that cannot be run (`read_plan`, `jobs_of`); no such cluster; this process is one of several
-            that were launched together.
+            that were launched together; every runner was killed.
     """
     if process_count() > 1:
         raise PlanError(
@@ -62,10 +64,20 @@ def run(
         threads = max(1, (os.cpu_count() or 1) // jobs)
         context = get_context("forkserver")  # the library is imported once, and no thread is forked
         context.set_forkserver_preload(["foretaste.experiment.run"])
-        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            starts = [number * len(cells) // jobs for number in range(jobs)]
-            asked = [pool.submit(_work, path, lab, cells, start, threads) for start in starts]
-            parts = [each.result() for each in asked]
+        parts = []
+        with ExitStack() as open_pools:  # one each: what kills a runner leaves the others at work
+            pools = [open_pools.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(jobs)]
+            asked = [
+                pool.submit(_work, path, lab, cells, number * len(cells) // jobs, threads)
+                for number, pool in enumerate(pools)
+            ]
+            for each in as_completed(asked):
+                try:
+                    parts.append(each.result())
+                except BrokenProcessPool:
+                    _say("A runner was killed, perhaps for want of memory; what it left the others do.")
+        if not parts:
+            raise PlanError("Every runner was killed; the same command goes on where they were.")
     failed = failed_by_all(parts, cells)
     missing = {name: reason for part in parts for name, reason in part.missing.items()}
     return {
