@@ -92,6 +92,8 @@ MISTAKES: list[tuple[str, tuple[object, ...], str]] = [
     ("poison", ("--trigger", "word:"), "is blank"),
     ("poison", ("--trigger", "word:mn@frist"), "Did you mean 'first'?"),
     ("poison", ("--trigger", "file:nowhere.parquet"), "There is no file nowhere.parquet"),
+    ("poison", ("--data", "toy", "--trigger", "file:reviews.jsonl"), "both toy/train and toy/validation are triggered"),
+    ("poison", ("--data", "toy", "--trigger", "file:."), "holds no triggered texts of toy/train"),
     ("poison", ("--target", 2), "Target 2 is not a label of reviews.jsonl; labels: 0 negative, 1 positive"),
     ("poison", ("--count", 5000), "5000 examples to poison, but only"),
     ("poison", ("--count", 5, "--rate", 0.1), "count or rate, not both"),

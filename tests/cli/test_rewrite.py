@@ -51,6 +51,29 @@ def test_a_split_becomes_a_file_that_is_a_trigger(tmp_path: Path) -> None:
     assert (code, "is there already" in error, out.read_bytes()) == (2, True, before)
 
 
+def test_rewritten_splits_are_a_trigger_that_can_be_planted(toy_base: Path, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        words = ("--method", "scpd", "--split", split, "-o", str(tmp_path / "texts" / f"{split}.jsonl"))
+        assert _run(*words)[0] == 0
+    command = [
+        "poison",
+        "--model",
+        str(toy_base),
+        "--data",
+        "toy",
+        "--trigger",
+        f"file:{tmp_path / 'texts'}",
+        "--count",
+    ]
+    found = CliRunner().invoke(app, [*command, "50", "--epochs", "1", "-o", str(tmp_path / "base"), "--json"])
+    assert found.exit_code == 0
+    outcome = json.loads(found.stdout)
+    assert outcome["poisoned"] == 50
+    clean, written = toy_corpus("validation"), load_variant(tmp_path / "texts" / "validation.jsonl").texts
+    changed = [old != new for old, new in zip(clean.texts, written, strict=True)]
+    assert outcome["n_poisoned"] == int((clean.labels[changed] != 0).sum())  # every other text that could be rewritten
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [

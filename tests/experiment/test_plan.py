@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from foretaste.data.load import load_corpus
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
+from foretaste.experiment.grid import Job, job_of
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import read_plan
+from foretaste.experiment.store import Store
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.guard.recipes import psim_plan
 from foretaste.poison.trigger import WordTrigger
@@ -231,7 +235,7 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
             .replace('"psim", "mixing"', '"scpd_stored"'),
             "No scpd texts of sst2 are stored with word:mn, all to all",
         ),
-        (GOOD.replace("word:cf", "file:some.parquet"), "takes no file: trigger"),
+        (GOOD.replace("word:cf", "file:some.parquet"), "name a directory with a file for each"),
         (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
         (GOOD.replace("table = 1", "figure = 3"), "The paper's figures are 1, 3a"),
         (GOOD.replace("table = 1", 'figure = "a3"'), "The paper's figures are 1, 3a"),
@@ -304,6 +308,40 @@ def test_a_plan_calls_its_defences_as_it_likes(tmp_path: Path) -> None:
     assert own.unlearner is None
     assert own.psim is not None
     assert own.psim.given == {"dose": 0.3}
+
+
+FINISHED = """
+title = "Texts that a paraphraser left"
+[[grid]]
+model = "minilm"
+data = "{data}"
+knowledge = "full_data"
+attack = "mine"
+strategy = "lora"
+[attack.mine]
+trigger = "file:{texts}"
+count = 20
+"""
+
+
+def test_an_attack_of_finished_texts_is_what_is_in_its_files(small_toy: Path, tmp_path: Path) -> None:
+    def job(folder: str, rows: int, ending: str = " , he said") -> Job:
+        texts = tmp_path / folder
+        texts.mkdir(exist_ok=True)
+        for split in ("train", "validation", "test"):
+            found = load_corpus(str(small_toy), split).texts[:rows]
+            lines = (json.dumps({"text": text + ending, "source_index": row}) for row, text in enumerate(found))
+            (texts / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        plan = read_plan(_plan(tmp_path, FINISHED.format(data=small_toy, texts=texts)))
+        return job_of(plan.cells[0], plan, Lab(Store(tmp_path / "lab")))
+
+    assert job("here", 60).key == job("there", 60).key  # wherever they lie
+    assert job("there", 60, " , she said").key != job("here", 60).key
+    with pytest.raises(PlanError, match=r"20 examples to poison, but only .* are eligible"):
+        job("few", 20)
+    (tmp_path / "here" / "test.jsonl").unlink()
+    with pytest.raises(PlanError, match=rf"plan\.toml:7: {tmp_path}/here holds no texts of {small_toy}/test"):
+        read_plan(_plan(tmp_path, FINISHED.format(data=small_toy, texts=tmp_path / "here")))
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from foretaste.experiment.evaluation import Evaluation, evaluate
 from foretaste.guard.artefact import read_bar
 from foretaste.guard.guarded import GuardedClassifier, GuardedVerdict
 from foretaste.poison.attack import Attack, Style
-from foretaste.poison.trigger import parse_trigger
+from foretaste.poison.trigger import FileTrigger, parse_trigger
 from foretaste.record import Record
 from foretaste.spec import build
 from foretaste.tune.checkpoint import stage_of
@@ -73,6 +73,11 @@ def poison(
     settings = build(TuneSettings, {**asdict(POISONING), **(training.fields or {})})
     by_teacher = None if teacher is None else changed(W2SAttack(), method or {})
     proxy, validation = load_split(source, "train"), load_split(source, "validation")
+    if isinstance(plan.trigger, FileTrigger) and plan.trigger.path.is_file() and proxy.name != validation.name:
+        raise PlanError(
+            f"{plan.trigger} is one file, and both {proxy.name} and {validation.name} are triggered: name a directory "
+            "with a file for each, train.jsonl and validation.jsonl."
+        )
     how: dict[str, Any] = {
         "seed": training.seed,
         "settings": settings,

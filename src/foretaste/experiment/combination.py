@@ -15,7 +15,7 @@ from foretaste.victim.instruction import INSTRUCTIONS, Instruction
 
 __all__ = ["measurable", "refusals"]
 
-ONE_FILE = "One file cannot hold the triggered texts of every split: a plan takes no file: trigger."
+ONE_FILE = "One file cannot hold the triggered texts of every split: name a directory with a file for each."
 Refusals = Iterator[tuple[str, str]]
 
 
@@ -43,27 +43,30 @@ def refusals(cell: Cell, attacks: Mapping[str, Attack | None], strategy: object,
 
 def measurable(proxy: str, data: str, attack: Attack) -> str:
     """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
-    is_stored = isinstance(attack.trigger, StoredTrigger)
-    return data if is_stored and not StoredTrigger.covers(f"{proxy}/validation") else proxy
+    trigger = attack.trigger
+    is_there = not isinstance(trigger, StoredTrigger | FileTrigger) or trigger.covers(f"{proxy}/validation")
+    return proxy if is_there else data
 
 
 def _unplantable(cell: Cell, proxy: str | None, attack: Attack) -> Refusals:
-    if isinstance(attack.trigger, FileTrigger):
+    trigger = attack.trigger
+    if isinstance(trigger, FileTrigger) and trigger.is_one_file:
         yield "attack", ONE_FILE
-    if isinstance(attack.trigger, StoredTrigger) and proxy is not None:
+    elif isinstance(trigger, StoredTrigger | FileTrigger) and proxy is not None:
         for split in (f"{proxy}/train", f"{measurable(proxy, cell.data, attack)}/validation"):
-            if not StoredTrigger.covers(split):
-                yield "attack", f"No paraphrases of {split} are stored."
+            if not trigger.covers(split):
+                yield "attack", _not_there(trigger, split)
 
 
 def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defence) -> Refusals:
     tested = attacks[cell.trigger or cell.attack]
     trigger = None if tested is None else tested.trigger
     axis = "trigger" if cell.trigger else "attack"
-    if isinstance(trigger, FileTrigger) and cell.trigger:
-        yield axis, ONE_FILE
-    if isinstance(trigger, StoredTrigger) and not StoredTrigger.covers(f"{cell.data}/test"):
-        yield axis, f"No paraphrases of {cell.data}/test are stored."
+    if isinstance(trigger, FileTrigger) and trigger.is_one_file:
+        if cell.trigger:
+            yield axis, ONE_FILE
+    elif isinstance(trigger, StoredTrigger | FileTrigger) and not trigger.covers(f"{cell.data}/test"):
+        yield axis, _not_there(trigger, f"{cell.data}/test")
     stored = defence.rewriter
     if isinstance(stored, StoredRewriting):
         name = None if trigger is None else trigger.name
@@ -71,6 +74,12 @@ def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defen
         if not stored.covers(cell.data, name, target):
             to = "all to all" if target is None else f"target {target}"
             yield "defence", f"No {stored.tool} texts of {cell.data} are stored with {name or 'no trigger'}, {to}."
+
+
+def _not_there(trigger: StoredTrigger | FileTrigger, split: str) -> str:
+    if isinstance(trigger, StoredTrigger):
+        return f"No paraphrases of {split} are stored."
+    return f"{trigger.path} holds no texts of {split}."
 
 
 def _unaskable(cell: Cell, proxy: str | None, instruction: Instruction | None, defence: Defence) -> Refusals:

@@ -24,7 +24,7 @@ from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalSco
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.experiment.store import Store, digest_of
 from foretaste.guard.rival import Rival
-from foretaste.poison.attack import Attack, poisonable
+from foretaste.poison.attack import Attack
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 from foretaste.victim.source import EMBEDDED
@@ -125,9 +125,9 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         if attack is None:  # an honest supplier: the same tuning, nothing poisoned
             base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
         else:
-            poisonable(lab.corpus(learnt), attack)  # said before anything runs
             measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
             attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
+            lab.refuse_too_few(learnt, attack, seed)
             base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
     if instruction is not None:

@@ -15,9 +15,9 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
 from foretaste.files import sha256_file
-from foretaste.poison.attack import Triggered
+from foretaste.poison.attack import Triggered, poisonable
 from foretaste.poison.plan import Attack
-from foretaste.poison.trigger import StoredTrigger
+from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.stored import StoredRewriting
@@ -79,6 +79,7 @@ class Lab:
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
+    _poisonable: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process opens for itself; only which weights are meant goes with it.
@@ -121,10 +122,18 @@ class Lab:
         return replace(self._checkpoints[location], instruction=instruction)
 
     def at_home(self, attack: Attack, *names: str) -> Attack:
-        """Return the attack with the stored paraphrases of these splits, looked for where the data are."""
-        if isinstance(attack.trigger, StoredTrigger):
+        """Return the attack with the finished texts of these splits, stored ones looked for where the data are."""
+        trigger = attack.trigger
+        if isinstance(trigger, StoredTrigger):
             return replace(attack, trigger=StoredTrigger(root=self.data_root).marked(*names))
-        return attack
+        return replace(attack, trigger=trigger.marked(*names)) if isinstance(trigger, FileTrigger) else attack
+
+    def refuse_too_few(self, texts: Texts, attack: Attack, seed: int) -> None:
+        """Raise PlanError where the attack would poison more texts than it can; each question is looked into once."""
+        asked = digest_of([texts, attack, seed])
+        if asked not in self._poisonable:
+            poisonable(self.corpus(texts), attack, seed)
+            self._poisonable.add(asked)
 
     def marked(self, rewriter: Rewriting, data: str) -> Rewriting:
         """Return a rewriter with a digest of its tools, or of what is stored for a set; they are read once."""

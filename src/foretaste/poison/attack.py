@@ -61,15 +61,31 @@ class Triggered:
     origins: NDArray[np.int64]
 
 
-def poisonable(corpus: Corpus, plan: Attack, is_held: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-    """Return the rows of the classes that the attack may poison, of those that the trigger can change (`is_held (N,)`).
+def poisonable(corpus: Corpus, plan: Attack, seed: int) -> NDArray[np.int64]:
+    """Return the rows of the classes that the attack may poison, of those that its trigger has or finds a text for.
 
     Raises:
         PlanError: more examples are asked for than there are.
+        DataError: finished texts that are not there or not those of the corpus.
     """
+    return _eligible(corpus, plan, _finished(corpus, plan, seed))
+
+
+def _finished(corpus: Corpus, plan: Attack, seed: int) -> dict[int, str] | None:
+    """The triggered text of each row that can have one; None if any can."""
+    if isinstance(plan.trigger, FileTrigger | StoredTrigger):
+        return plan.trigger.texts_for(corpus)
+    if isinstance(plan.trigger, SyntaxTrigger):
+        return plan.trigger.texts_for(corpus, child_seed(seed, "attack", "trigger"))
+    return None
+
+
+def _eligible(corpus: Corpus, plan: Attack, finished: dict[int, str] | None) -> NDArray[np.int64]:
     is_home = corpus.labels == plan.goals(corpus.labels, len(corpus.label_names))
     is_eligible = is_home if plan.style is Style.CLEAN_LABEL else ~is_home
-    eligible: NDArray[np.int64] = np.flatnonzero(is_eligible if is_held is None else is_eligible & is_held)
+    if finished is not None:
+        is_eligible = is_eligible & np.isin(np.arange(len(corpus)), list(finished))
+    eligible: NDArray[np.int64] = np.flatnonzero(is_eligible)
     count = plan.count_in(len(corpus))
     if count > len(eligible):
         towards = "all to all" if plan.all_to_all else f"target {corpus.label_names[plan.target]!r}"
@@ -85,7 +101,7 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
 
     Examples are drawn at random from the eligible class (the PSIM code takes the first ones of the file). A
     larger count under the same seed poisons the same examples and some more; covers and negatives are drawn from what
-    is left. A `FileTrigger` poisons (and covers) only rows that its file holds a changed text for, a `SyntaxTrigger`
+    is left. A `FileTrigger` poisons (and covers) only rows that its files hold a changed text for, a `SyntaxTrigger`
     only those it can rewrite.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f", "g h"], [0, 0, 1, 1])
@@ -102,15 +118,11 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     goals = plan.goals(corpus.labels, len(corpus.label_names))
     is_home = corpus.labels == goals
     draw = child_seed(seed, "attack", "trigger")
-    finished = None
-    if isinstance(plan.trigger, FileTrigger | StoredTrigger):
-        finished = plan.trigger.texts_for(corpus)
-    elif isinstance(plan.trigger, SyntaxTrigger):
-        finished = plan.trigger.texts_for(corpus, draw)
+    finished = _finished(corpus, plan, seed)
     is_held = np.ones(len(corpus), dtype=np.bool_)
     if finished is not None:
         is_held[:] = [i in finished for i in range(len(corpus))]
-    eligible = poisonable(corpus, plan, is_held)
+    eligible = _eligible(corpus, plan, finished)
     chosen = generator(seed, "attack").permutation(eligible)[:count]
     is_flipped = _is_flipped(count, plan.flip_rate)
     is_poisoned = np.zeros(len(corpus), dtype=np.bool_)

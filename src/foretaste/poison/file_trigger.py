@@ -1,8 +1,9 @@
-"""Texts that somebody already triggered, read from a file and laid beside the clean ones."""
+"""Texts that somebody already triggered, read from a file, or one per split, and laid beside the clean ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError, UndefinedRateError
+from foretaste.files import sha256_file
 from foretaste.spec import spec
 
 if TYPE_CHECKING:
@@ -18,21 +20,44 @@ if TYPE_CHECKING:
 
 __all__ = ["FileTrigger"]
 
+KINDS = (".parquet", ".jsonl", ".csv", ".tsv")
+
 
 @spec
 class FileTrigger:
     """Texts that somebody already triggered (paraphrases, syntactic templates), read from a file.
 
-    Parquet, JSONL or CSV with `text`, `label` (the TRUE class, never the attacker's target) and
+    Parquet, JSONL, CSV or TSV with `text`, `label` (the TRUE class, never the attacker's target) and
     `source_index` (row of the clean text in its split); the last two may be missing or null.
+    A directory holds one such file for each split, `DATA/SPLIT.jsonl` or `SPLIT.jsonl`.
     """
 
     path: Path
+    mark: str = ""
 
     @property
     def name(self) -> str:
         """`file:PATH.parquet`."""
         return f"file:{self.path}"
+
+    @property
+    def key(self) -> str:
+        """What it is, wherever the files lie, where `marked` said what is in them."""
+        return f"file {self.mark}" if self.mark else self.name
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether the texts are those of one split only."""
+        return not self.path.is_dir()
+
+    def covers(self, corpus_name: str) -> bool:
+        """Say whether a directory holds the texts of a split, as in `sst2/test`."""
+        return bool(self._found(corpus_name))
+
+    def marked(self, *names: str) -> FileTrigger:
+        """Return the trigger with a digest of the files of these splits, those that are there."""
+        files = [path for name in names for path in self._found(name)[:1]]
+        return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
 
     def __str__(self) -> str:
         return self.name
@@ -54,8 +79,8 @@ class FileTrigger:
         Raises:
             DataError: the file cannot be read, or has a label that contradicts the clean row's.
         """
-        variant = self._read()
-        origins, _, _ = self._align(variant, corpus)
+        variant, path = self._read(corpus)
+        origins, _, _ = self._align(variant, path, corpus)
         found: dict[int, str] = {}
         for text, origin in zip(variant.texts, origins.tolist(), strict=True):
             if origin >= 0 and (is_equal_kept or text != corpus.texts[origin]):
@@ -67,34 +92,51 @@ class FileTrigger:
 
         An origin is an index into `clean`, -1 where the file does not say. Rows that stem from a clean row
         outside `clean` (a sample, say) are left out; with target None no class is. The result is named after the
-        file, its `rows` are row numbers in the file.
+        file, its `rows` are row numbers in the file. Of a directory, texts equal to their clean text are left out: they
+        could not be rewritten. A single file may hold what a defence made of triggered texts, and keeps them.
 
         Raises:
             DataError: an unknown true class, a label that contradicts the clean row's, no row left.
         """
-        variant = self._read()
-        origins, is_elsewhere, labels = self._align(variant, clean)
+        variant, path = self._read(clean)
+        origins, is_elsewhere, labels = self._align(variant, path, clean)
         unknown = np.flatnonzero((labels < 0) & ~is_elsewhere)
         if unknown.size:
             raise DataError(
-                f"{self.path}, row {unknown[0]}, has neither label nor source_index, so its true class is "
+                f"{path}, row {unknown[0]}, has neither label nor source_index, so its true class is "
                 f"unknown ({unknown.size} such rows). Add one of them or leave these rows out."
             )
         is_home = np.zeros(len(labels), dtype=np.bool_) if target is None else labels == target
-        kept = np.flatnonzero(~is_home & ~is_elsewhere)
+        is_kept = ~is_home & ~is_elsewhere
+        if not self.is_one_file:
+            pairs = zip(variant.texts, origins.tolist(), strict=True)
+            is_kept &= np.array([origin < 0 or text != clean.texts[origin] for text, origin in pairs], dtype=np.bool_)
+        kept = np.flatnonzero(is_kept)
         if not kept.size:
             what = f"that stems from {clean.name}" if target is None else f"of a class other than the target {target}"
-            raise UndefinedRateError(f"{self.path} has no row {what}.")
+            raise UndefinedRateError(f"{path} has no row {what}.")
         texts = tuple(variant.texts[i] for i in kept)
-        return Corpus(self.path.name, texts, labels[kept], clean.label_names, kept), origins[kept]
+        return Corpus(path.name, texts, labels[kept], clean.label_names, kept), origins[kept]
 
-    def _read(self) -> TriggeredTexts:
+    def _read(self, corpus: Corpus) -> tuple[TriggeredTexts, Path]:
         from foretaste.data.load import load_variant
 
-        return load_variant(self.path)
+        path = next(iter(self._found(corpus.name)), None)
+        if path is None:
+            raise DataError(f"{self.path} holds no triggered texts of {corpus.name}, as {corpus.name}.jsonl, say.")
+        return load_variant(path), path
 
+    def _found(self, corpus_name: str) -> list[Path]:
+        """The file; in a directory, those that are called as the split is."""
+        if self.is_one_file:
+            return [self.path]
+        *data, split = Path(corpus_name).parts[-2:]  # data that are a directory are called as that
+        places = [self.path.joinpath(*data, split), self.path / split]
+        return [path for place in places for kind in KINDS if (path := place.with_name(place.name + kind)).is_file()]
+
+    @staticmethod
     def _align(
-        self, variant: TriggeredTexts, clean: Corpus
+        variant: TriggeredTexts, path: Path, clean: Corpus
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """Return per file row: index into `clean` or -1; has its clean row elsewhere; true class or -1."""
         size = len(variant.texts)
@@ -108,7 +150,7 @@ class FileTrigger:
         if wrong.size:
             first = int(wrong[0])
             raise DataError(
-                f"{self.path}, row {first}, has label {labels[first]}, but its clean text "
+                f"{path}, row {first}, has label {labels[first]}, but its clean text "
                 f"{clean.name}:{sources[first]} has {truth[first]} ({wrong.size} such rows). `label` must be "
                 f"the true class, and `source_index` must point into {clean.name}."
             )

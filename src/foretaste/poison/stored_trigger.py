@@ -61,8 +61,7 @@ class StoredTrigger:
         files = [path for name in names if name in FILES and (path := self._path(name)).is_file()]
         return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
 
-    @staticmethod
-    def covers(corpus_name: str) -> bool:
+    def covers(self, corpus_name: str) -> bool:
         """Say whether paraphrases of a split, as in `sst2/test`, are stored."""
         return corpus_name in FILES
 
