@@ -26,7 +26,7 @@ def test_means_are_over_strategies_not_over_cells(tmp_path: Path) -> None:
     sheet, records = write_store(tmp_path, cells, table=1, beside={"minilm": "bert-large"})
     (group,) = groups_of(sheet, records)
     attacked, rewritten, guarded, sound = summary_of(group, "summary").rows  # all of an attack together
-    assert (attacked[0], attacked[1], attacked[4]) == ("badnet", "none", "2 of 3")
+    assert (attacked[0], attacked[1], *attacked[4:]) == ("badnet", "none", "", "", "2 of 3", "1 to 2")
     clean, attack = attacked[2], attacked[3]
     assert isinstance(clean, Share)
     assert isinstance(attack, Share)
@@ -39,6 +39,8 @@ def test_means_are_over_strategies_not_over_cells(tmp_path: Path) -> None:
     assert rewritten[2].ours is None
     assert rewritten[2].printed is not None  # what is missing stands beside what is printed
     assert (guarded[1], sound[0], sound[3]) == ("psim", "none", "")
+    assert guarded[4:] == ((0.9, "90.0"), (1.0, "100.0"), "1 of 1", "1")  # LoRA's seed 0 alone, as the guard's row
+    assert rewritten[4:] == ("", "", "0 of 1", "")
     (drawn,) = charts_of(group, "chart").values()
     said = ElementTree.fromstring(drawn).attrib["aria-label"]
     assert "none: kept" in said

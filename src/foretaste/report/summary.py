@@ -9,15 +9,16 @@ import numpy as np
 from foretaste.evaluate.spread import Spread
 from foretaste.report.comparison import Panel, comparison_chart
 from foretaste.report.comparison import Row as Drawn
-from foretaste.report.listing import Listing, Value
-from foretaste.report.share import Share
+from foretaste.report.listing import Amount, Listing, Value
+from foretaste.report.share import Share, points
 from foretaste.report.tables import RATES, Group, Row
 
 __all__ = ["charts_of", "summary_of"]
 
 CAPTION = (
     "CA and ASR in per cent: the mean over the strategies that were run, of each the mean over its seeds; below it the "
-    "lowest and the highest strategy."
+    "lowest and the highest strategy. Beside them the same means of the victims without a defence, over the same "
+    "strategies and seeds: rows of other seeds are to be compared through these."
 )
 
 
@@ -27,11 +28,15 @@ def summary_of(group: Group, name: str) -> Listing:
     for row in group.rows:
         shares = _means(row)
         asked = [entry for entry in row.entries if entry is not None]
-        run = sum(entry.seeds > 0 for entry in asked)
-        ratio = f"{run} of {len(asked)}"
-        rows.append((row.attack, row.label, shares[0], shares[1] if row.is_attacked else "", ratio))
+        run = [entry.seeds for entry in asked if entry.seeds]
+        seeds = "" if not run else str(run[0]) if min(run) == max(run) else f"{min(run)} to {max(run)}"
+        bare = next((each for each in group.rows if (each.attack, each.label) == (row.attack, "none")), None)
+        alone = ["", ""] if bare is None or bare is row else _alone(row, bare)
+        ratio = f"{len(run)} of {len(asked)}"
+        own = (shares[0], shares[1] if row.is_attacked else "")
+        rows.append((row.attack, row.label, *own, *alone, ratio, seeds))
     beside = f" In brackets the same mean of what is printed for {group.beside}." if group.beside else ""
-    columns = ("Attack", "Defence", "CA", "ASR", "Strategies")
+    columns = ("Attack", "Defence", "CA", "ASR", "CA alone", "ASR alone", "Strategies", "Seeds")
     return Listing(name, group.heading, CAPTION + beside, columns, rows, labels=2)
 
 
@@ -55,6 +60,21 @@ def charts_of(group: Group, name: str, *, is_by_strategy: bool = False) -> Mappi
         attack: comparison_chart(Panel(heading=attack, caption="", rows=rows), f"{name}-{number}")
         for number, (attack, rows) in enumerate(panels.items())
     }
+
+
+def _alone(row: Row, bare: Row) -> list[Value]:
+    """CA and ASR of the undefended victims of the same strategies and seeds; None if some of them were not run."""
+    pairs = [(entry, other) for entry, other in zip(row.entries, bare.entries, strict=True) if entry and entry.rates]
+    found: list[Value] = []
+    for number in range(len(RATES)):
+        means = []
+        for entry, other in pairs:
+            values = [None if other is None else other.rates.get(seed, [None, None])[number] for seed in entry.rates]
+            known = [value for value in values if value is not None]
+            means += [float(np.mean(known))] if len(known) == len(values) else []
+        is_whole = pairs and len(means) == len(pairs)
+        found.append(Amount(float(np.mean(means)), points(float(np.mean(means)))) if is_whole else "")
+    return found
 
 
 def _means(row: Row) -> list[Share]:

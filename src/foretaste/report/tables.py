@@ -45,7 +45,7 @@ class Sheet:
 class Entry:
     """A cell of a table over `seeds` of `wanted` seeds; `is_doubtful`: its printed values may be misread.
 
-    `keys` are the seeds that were run, with the keys of their records.
+    `keys` are the seeds that were run, with the keys of their records, `rates` CA and ASR of each seed.
     """
 
     clean_accuracy: Share
@@ -54,6 +54,7 @@ class Entry:
     wanted: int
     is_doubtful: bool = False
     keys: Sequence[tuple[int, str]] = ()
+    rates: Mapping[int, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def shares(self) -> tuple[Share, Share]:
@@ -156,7 +157,8 @@ def _entry(
     printed = None if sheet.table is None or beside is None else printed_value(sheet.table, beside, cells[0])
     clean, attack = (share_of(found, rate, None if printed is None else getattr(printed, rate)) for rate in RATES)
     keys = [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records]
-    return Entry(clean, attack, len(found), len(cells), printed is not None and printed.is_doubtful, keys)
+    rates = {seed: [records[key].rates.get(rate) for rate in RATES] for seed, key in keys}
+    return Entry(clean, attack, len(found), len(cells), printed is not None and printed.is_doubtful, keys, rates)
 
 
 def share_of(
