@@ -319,6 +319,23 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         assert again
 
 
+def test_weights_that_are_refused_leave_their_cells_empty_and_are_said(
+    path: Path, toy_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy_base, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": {"AutoModel": "evil.Model"}}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    other, text = tmp_path / "other.toml", path.read_text(encoding="utf-8")
+    text = text.replace('model = "tiny"', 'model = ["tiny", "evil"]') + f'[model.evil]\nlocation = "{tmp_path}/model"\n'
+    other.write_text(text, encoding="utf-8")
+    found = forecast(plan := read_plan(other), Lab(Store(tmp_path / "lab")), plan.cells)
+    assert found.cells == 40
+    assert found.trainings == 13  # the other model's
+    assert len(found.missing) == 1
+    assert "auto_map" in found.missing[0]
+
+
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -79,11 +79,11 @@ class Lab:
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
+    _refused: dict[str, str] = field(default_factory=dict)
     _poisonable: set[str] = field(default_factory=set)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process opens for itself; only which weights are meant goes with it.
-        return Lab, (self.store, self.data_root, self.processes, {}, self._checkpoints)
+        return Lab, (self.store, self.data_root, self.processes)  # another process opens and compares for itself
 
     def texts(self, data: str, split: str, limit: int | None = None, seed: int = 0) -> Texts:
         """Describe texts; they are read once.
@@ -106,20 +106,20 @@ class Lab:
         return corpus
 
     def checkpoint(self, location: str, instruction: Instruction | None = None) -> Checkpoint:
-        """Describe weights from elsewhere; without a mark if they are not at hand.
-
-        Raises:
-            ModelError: what lies there cannot be used.
-        """
+        """Describe weights from elsewhere; without a mark if they are not at hand or refused, which `lacking` tells."""
         if location not in self._checkpoints:
             mark = ""
             try:
                 mark = _mark_of(open_base(location, may_download=False))
             except ModelError as error:
                 if error.code != "not_found":
-                    raise
+                    self._refused[location] = str(error)
             self._checkpoints[location] = Checkpoint(location=location, mark=mark)
         return replace(self._checkpoints[location], instruction=instruction)
+
+    def lacking(self, weights: Checkpoint) -> str:
+        """Say why weights from elsewhere cannot be used; nothing if they can."""
+        return "" if weights.mark else self._refused.get(weights.location, f"no weights at {weights.location}")
 
     def at_home(self, attack: Attack, *names: str) -> Attack:
         """Return the attack with the finished texts of these splits, stored ones looked for where the data are."""

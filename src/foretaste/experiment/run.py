@@ -21,7 +21,7 @@ from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
-from foretaste.experiment.store import Store, digest_of
+from foretaste.experiment.store import digest_of
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
@@ -108,7 +108,7 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> list[Job]:
 
 def without_missing(jobs: Sequence[Job], lab: Lab, progress: Progress) -> list[Job]:
     """Return the cells whose weights and tools are here; the others are noted in `progress`."""
-    lacking = {str(job.cell): what for job in jobs if (what := _lacking(job, lab.store))}
+    lacking = {str(job.cell): what for job in jobs if (what := _lacking(job, lab))}
     progress.missing |= lacking
     return [job for job in jobs if str(job.cell) not in lacking]
 
@@ -141,7 +141,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     for cell in plan.cells:
         with suppress(ForetasteError):  # the run says so
             job = job_of(cell, plan, lab)
-            if not _lacking(job, lab.store):
+            if not _lacking(job, lab):
                 keys[str(cell)] = job.key
     path = lab.store.root / "plans" / f"{name}.json"
     while True:
@@ -173,7 +173,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     """
     jobs = jobs_of(plan, lab, cells)
     is_done = [lab.store.cell(job.key).is_file() for job in jobs]
-    lacking = [_lacking(job, lab.store) for job in jobs]
+    lacking = [_lacking(job, lab) for job in jobs]
     able = [job for job, what in zip(jobs, lacking, strict=True) if not what]
     left = [job for job, what, done in zip(jobs, lacking, is_done, strict=True) if not what and not done]
     needed = {step.key for job in able for step in job.steps if step.is_training}
@@ -254,14 +254,14 @@ def headline(record: Record) -> str:
     return ", ".join(f"{name} {rates[key]:.1%}" for name, key in names if key in rates)
 
 
-def _lacking(job: Job, store: Store) -> str:
+def _lacking(job: Job, lab: Lab) -> str:
     """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
-    for step in job.to_make(store):
+    for step in job.to_make(lab.store):
         if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
             return lacking
         base = getattr(step, "base", None)
-        if isinstance(base, Checkpoint) and not base.mark:
-            return f"no weights at {base.location}"
+        if isinstance(base, Checkpoint) and (what := lab.lacking(base)):
+            return what
     return ""
 
 
