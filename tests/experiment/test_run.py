@@ -235,6 +235,24 @@ def test_answers_are_enough_where_weights_were_deleted(
     assert [step.kind for step in job.to_make(Store(store))] == ["victims", "rivals"]
 
 
+def test_what_was_kept_is_opened_with_what_it_stands_on(
+    plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """Bases are the largest part of a store, adapters and guards the smallest."""
+    store, said = tmp_path / "lab", list[str]()
+    shutil.copytree(finished[0], store)
+    cells = [cell for cell in plan.cells if cell.attack == "badnet" and cell.defence in ("none", "psim")]
+    for cell in cells:
+        job = job_of(cell, plan, Lab(Store(store)))
+        Store(store).cell(job.key).unlink()
+        for end in job.ends.values():
+            end.place(Store(store)).unlink(missing_ok=True)
+    shutil.rmtree(store / "bases")
+    assert run_plan(plan, Lab(Store(store)), cells, said.append).done == len(cells) == 4
+    assert [line.split("/")[0] for line in said if line.startswith("made")] == ["made bases"]
+    assert as_csv(read_cells(store)) == as_csv(read_cells(finished[0]))
+
+
 def test_killed_at_random_it_ends_with_the_same_table(
     path: Path, finished: tuple[Path, list[str]], start_process: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:

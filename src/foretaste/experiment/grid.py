@@ -69,14 +69,21 @@ class Job:
         """What is not there yet, in an order in which it can be made; what only finished steps need is not needed.
 
         So the weights in a store may be deleted: answers, scores and records are enough for what was asked of them.
+        What is needed to open something that was kept is made again.
         """
         found: dict[str, Step] = {}
 
         def add(step: Step) -> None:
             if not step.is_made(store):
                 for need in step.direct_needs():
-                    add(need)
+                    open_(need)
                 found.setdefault(step.key, step)
+
+        def open_(step: Step) -> None:
+            add(step)
+            if step.key not in found:
+                for under in step.stands_on(store):
+                    open_(under)
 
         for step in (*self.ends.values(), *(each for each in self.charged if not each.record_place(store).is_file())):
             add(step)

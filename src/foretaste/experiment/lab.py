@@ -186,6 +186,12 @@ class Step(ABC):
             yield from step.needs()
             yield step
 
+    def stands_on(self, store: Store) -> Iterator[Step]:
+        """Yield the steps whose weights have to be there to open this one, which is made: those under an adapter."""
+        base = getattr(self, "base", None)
+        if isinstance(base, Step) and (self.place(store) / "adapter_config.json").is_file():
+            yield base
+
     def place(self, store: Store) -> Path:
         """Where it lies or will lie."""
         return store.place(self.kind, self.key)

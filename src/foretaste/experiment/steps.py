@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from foretaste.cost import measured_cost
 from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
+from foretaste.experiment.store import Store
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.psim import Psim
 from foretaste.guard.second_opinion import SecondOpinion
@@ -114,6 +116,9 @@ class Taster(Step):
     validation: Texts
     max_length: int
     seed: int
+
+    def stands_on(self, store: Store) -> Iterator[Step]:
+        yield from self.direct_needs()  # however it was trained, it is bound to its base
 
     def make(self, lab: Lab) -> None:
         with measured_cost() as meter:
