@@ -11,7 +11,7 @@ from pathlib import Path
 
 from foretaste.spec import spec, values_of
 
-__all__ = ["Cost", "Meter", "count_forwards", "measured_cost", "sum_of"]
+__all__ = ["Cost", "Meter", "count_earlier", "count_forwards", "measured_cost", "sum_of"]
 
 
 @spec
@@ -51,7 +51,8 @@ def sum_of(costs: Sequence[Cost]) -> Cost:
 class Meter:
     """Collects the cost of a block; set `texts` and `trainable_parameters` where they are known.
 
-    `forwards` counts the texts that models read in the block.
+    `forwards` counts the texts that models read in the block; `earlier` are seconds that a process that was stopped put
+    into what the block goes on with.
     """
 
     started: float
@@ -60,12 +61,13 @@ class Meter:
     seconds: float | None = None
     forwards: int = 0
     peak_memory_bytes: int | None = None
+    earlier: float = 0.0
 
     @property
     def cost(self) -> Cost:
         """The cost of the finished block, or of the block so far."""
         return Cost(
-            seconds=time.perf_counter() - self.started if self.seconds is None else self.seconds,
+            seconds=self.earlier + (time.perf_counter() - self.started if self.seconds is None else self.seconds),
             texts=self.texts,
             peak_memory_bytes=_higher(self.peak_memory_bytes, _peak_memory_bytes() if self.seconds is None else None),
             trainable_parameters=self.trainable_parameters,
@@ -101,6 +103,12 @@ def count_forwards(texts: int) -> None:
     """Tell all blocks that are being measured that a model reads so many texts once."""
     for meter in _METERS:
         meter.forwards += texts
+
+
+def count_earlier(seconds: float) -> None:
+    """Tell all blocks that are being measured what was put into their work before this process took it up."""
+    for meter in _METERS:
+        meter.earlier += seconds
 
 
 def _higher(one: int | None, other: int | None) -> int | None:

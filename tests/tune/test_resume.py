@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foretaste import files
+from foretaste.cost import measured_cost
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
 from foretaste.tune import checkpoint, loop
@@ -96,6 +97,21 @@ def test_a_death_in_every_step_of_one_training_changes_nothing(toy_base: Path, t
         with pytest.raises(Killed):
             training.run(tmp_path / "store", objective=_dies_at(2))
     _assert_same(training.run(tmp_path / "store"), training.run())
+
+
+def test_the_cost_of_a_resumed_training_is_that_of_all_its_parts(
+    toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, clock = Training(toy_base), iter(range(0, 1_000_000, 100))
+    monkeypatch.setattr("foretaste.tune.loop.time.monotonic", lambda: float(next(clock)))
+    with pytest.raises(Killed):
+        training.run(tmp_path / "store", objective=_dies_at(5))
+    spent = json.loads((tmp_path / "store" / "foretaste.json").read_text(encoding="utf-8"))["state"]["seconds"]
+    assert spent >= 400  # four steps, each of which looks at the clock
+    with measured_cost() as meter:
+        resumed, _ = training.run(tmp_path / "store")
+    assert resumed.seconds > spent
+    assert spent < meter.cost.seconds < spent + 60
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

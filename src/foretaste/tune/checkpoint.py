@@ -24,7 +24,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class TuneState:
-    """Where a training stands; `best` holds the trainable tensors of the best validation epoch so far."""
+    """Where a training stands; `best` holds the trainable tensors of the best validation epoch so far.
+
+    `seconds` are those of all processes that worked on it, up to the state that was saved.
+    """
 
     step: int = 0
     texts: int = 0
@@ -34,6 +37,7 @@ class TuneState:
     accuracies: list[float] = field(default_factory=list)
     best_epoch: int = 0
     is_stopped: bool = False
+    seconds: float = 0.0
     best: dict[str, Tensor] | None = None
 
 

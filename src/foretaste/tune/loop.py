@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from foretaste.cost import count_earlier
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, ModelError, PlanError
 from foretaste.seeds import child_seed
@@ -118,6 +119,8 @@ def tune(
     identity = {**run.identity(corpus, validation, seed), "objective": objective_name}
     store = TuneCheckpoint(checkpoint, identity) if checkpoint is not None else None
     state = (store and store.load(run.trainable, run.optimizer)) or TuneState()
+    start -= state.seconds
+    count_earlier(state.seconds)
     total = settings.max_steps or run.steps_per_epoch * settings.epochs
     encoded_validation = classifier.encode(validation.texts) if validation is not None else None
     total_texts = min(total * settings.batch_size, math.ceil(total / run.steps_per_epoch) * len(corpus))
@@ -136,6 +139,7 @@ def tune(
                 loss = run.step(batch, state.step, total)
                 state.step += 1
                 state.texts += len(batch)
+                state.seconds = time.monotonic() - start
                 state.loss_sum += loss * len(batch)
                 progress.advance(len(batch), f"loss {loss:.3f}")
                 if should_stop is not None:
@@ -146,6 +150,7 @@ def tune(
                 if store is not None and run.accelerator.is_main_process:
                     store.save_if_due(state, run.trainable, run.optimizer)
             _end_epoch(state, run, settings, encoded_validation, validation)
+            state.seconds = time.monotonic() - start
             state.is_stopped = run.agree(state.is_stopped)
             if store is not None and run.accelerator.is_main_process:
                 if state.is_stopped or state.step == total:
