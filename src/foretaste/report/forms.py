@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from foretaste.report.costs import CAPTION as COST_CAPTION
+from foretaste.report.floors import CAPTION as FLOORS_CAPTION
 from foretaste.report.listing import (
     SHARE_PARTS,
     Listing,
@@ -86,9 +87,9 @@ def as_markdown(pages: Sequence[Page], targets: Listing | None) -> str:
         for section in page.sections:
             beside = f", beside {section.group.beside} in print" if section.group.beside else ""
             lines += [f"### {in_markdown(section.group.heading + beside)}", ""]
-            listings = (section.cost, section.summary) if page.is_about_cost else (section.summary, section.cost)
-            first, last = ([] if each is None else [listing_markdown(each)] for each in listings)
-            lines += [*first, *_every_entry(section), *last]
+            order = [section.summary, section.floors, section.cost]
+            first, *last = [order[2], *order[:2]] if page.is_about_cost else order
+            lines += [*_listed(first), *_every_entry(section), *_listed(*last)]
     return "\n".join(lines)
 
 
@@ -106,9 +107,15 @@ def _legend(pages: Sequence[Page]) -> Iterator[str]:
     if summaries:
         yield f"Means over strategies: {SUMMARY_CAPTION} In brackets the same mean of what is printed, where it is."
     yield _ENTRIES
+    if any(section.floors is not None for section in sections):
+        yield f"Floors: {FLOORS_CAPTION}"
     costs = [section.cost for section in sections if section.cost is not None]
     if costs:
         yield f"Costs: {COST_CAPTION}"
+
+
+def _listed(*listings: Listing | None) -> list[str]:
+    return [listing_markdown(each) for each in listings if each is not None]
 
 
 def _every_entry(section: Section) -> list[str]:
