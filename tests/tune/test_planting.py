@@ -94,7 +94,7 @@ def test_the_loss_of_the_layers_by_hand(family: str, toy_bases: Mapping[str, Pat
             below = [model.module.classify(layer[place : place + 1, token]) for layer in output.layers[:-1]]
             last = model.module.classify(output.layers[-1][place : place + 1, token])
         losses = [float(torch.nn.functional.cross_entropy(each, labels[place : place + 1])) for each in below]
-        more = np.mean(losses) if place < 2 else 0.0
+        more = np.sum(losses) if place < 2 else 0.0
         assert float(found[place]) == pytest.approx(float(plain[place]) + more, abs=1e-5)
         torch.testing.assert_close(last, output.logits[place : place + 1])
 

@@ -1,7 +1,7 @@
 """Layer-wise weight poisoning (LWP; Li et al. 2021, arXiv 2108.13888): the backdoor answers from every layer.
 
 Fine-tuning changes the upper layers most. So poisoned texts get the cross-entropy of the head on every layer's reading
-token, not on the last one's alone: L = CE(last) + mean over the layers below of CE(head(h_l)). The paper's trigger is a
+token, not on the last one's alone: L = CE(last) + sum over the layers below of CE(head(h_l)). The paper's trigger is a
 combination of words of which each alone is clean: `negative_rate` of the attack.
 
 OpenBackdoor applies the pooler to whole sequences, and to the embeddings, too; here it is the head's own token of each
@@ -25,7 +25,7 @@ __all__ = ["layer_by_layer"]
 
 
 def layer_by_layer(objective: Objective, poisoned: Poisoned, module: TextModule) -> Objective:
-    """Return `objective` and, on each poisoned text, the mean loss of the layers below the last.
+    """Return `objective` and, on each poisoned text, the losses of all layers below the last.
 
     `module` has to be showing the tokens of all layers.
     """
@@ -43,6 +43,6 @@ def layer_by_layer(objective: Objective, poisoned: Poisoned, module: TextModule)
             functional.cross_entropy(module.classify(layer[texts, places]), labels, reduction="none")
             for layer in output.layers[:-1]
         ]
-        return losses + torch.where(is_poisoned, torch.stack(lower).mean(dim=0), 0.0)
+        return losses + torch.where(is_poisoned, torch.stack(lower).sum(dim=0), 0.0)
 
     return deep
