@@ -22,7 +22,7 @@ WORKING = 0.5
 Cells = list[Mapping[str, Any]]
 ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
-    "The default guard before MiniLM on SST-2 (psim), the second opinion of a model that is trusted (opinion), and "
+    "The default guard before MiniLM (psim), the second opinion of a model that is trusted (opinion), and "
     "the default guard where W2SDefense washed the base before it was tuned (w2s+psim): mean ASR and mean loss of CA "
     "(against the same victim undefended) over all strategies and seeds, below it the lowest and the highest cell. "
     "In brackets the paper's mean for PSIM over its six main tables, three models and all strategies. The floor is "
@@ -55,17 +55,17 @@ def targets_of(sheets: Sequence[Sheet], records: Mapping[str, Record]) -> Listin
         if sheet.table not in MAIN_TABLES:
             continue
         for target in TARGETS:
-            for knowledge in dict.fromkeys(str(cell["knowledge"]) for cell in sheet.cells):
-                found = (_row(sheet, target, defence, knowledge, records) for defence in DEFENCES)
+            for place in dict.fromkeys((str(cell["data"]), str(cell["knowledge"])) for cell in sheet.cells):
+                found = (_row(sheet, target, defence, *place, records) for defence in DEFENCES)
                 rows += [row for row in found if row is not None]
     columns = ("Attack", "Defence", "Plan", "ASR", "ASR at most", "Floor", "CA loss", "Loss at most", "Cells", "Target")
     return Listing("targets", "Targets", CAPTION, columns, rows, labels=3) if rows else None
 
 
 def _row(
-    sheet: Sheet, target: Target, defence: str, knowledge: str, records: Mapping[str, Record]
+    sheet: Sheet, target: Target, defence: str, data: str, knowledge: str, records: Mapping[str, Record]
 ) -> Sequence[Value] | None:
-    place = {"model": "minilm", "data": "sst2", "knowledge": knowledge, "attack": target.attack, "defence": defence}
+    place = {"model": "minilm", "data": data, "knowledge": knowledge, "attack": target.attack, "defence": defence}
     asked = _cells(sheet, **place)
     if not asked:
         return None
