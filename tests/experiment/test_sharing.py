@@ -12,6 +12,7 @@ from foretaste.experiment.grid import job_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.store import Store
+from foretaste.poison.stored_trigger import FILES
 
 PLANS = Path(__file__).parents[2] / "plans"
 DEFENCES = ("none", "back_translation", "scpd", "onion", "psim")  # the rows of tables 1, 2 and 4 to 7
@@ -26,6 +27,11 @@ def data_root(tmp_path: Path) -> Path:
             path = tmp_path / name / f"{split}.parquet"
             path.parent.mkdir(exist_ok=True)
             pq.write_table(pa.table({"text": texts, "label": [number % 2, 1 - number % 2] * 1000}), path)
+    for name in ("sst2/train", "imdb/train"):
+        path = tmp_path / name.split("/")[0] / "variants" / f"{FILES[name]}.parquet"
+        path.parent.mkdir()
+        paraphrases = [f"when you read it , it is text {place} ." for place in range(2000)]
+        pq.write_table(pa.table({"text": paraphrases, "source_index": list(range(2000))}), path)
     return tmp_path
 
 
