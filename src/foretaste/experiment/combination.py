@@ -9,7 +9,7 @@ from foretaste.errors import PlanError
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.methods import ASKED, Defence
 from foretaste.poison.attack import Attack
-from foretaste.poison.trigger import FileTrigger, StoredTrigger
+from foretaste.poison.trigger import FileTrigger, FinishedTrigger, StoredTrigger
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.instruction import INSTRUCTIONS, Instruction
 
@@ -44,7 +44,7 @@ def refusals(cell: Cell, attacks: Mapping[str, Attack | None], strategy: object,
 def measurable(proxy: str, data: str, attack: Attack) -> str:
     """Return whose validation texts show what poisoning achieved: the proxy's, unless it has no paraphrases of them."""
     trigger = attack.trigger
-    is_there = not isinstance(trigger, StoredTrigger | FileTrigger) or trigger.covers(f"{proxy}/validation")
+    is_there = not isinstance(trigger, FinishedTrigger) or trigger.covers(f"{proxy}/validation")
     return proxy if is_there else data
 
 
@@ -52,7 +52,7 @@ def _unplantable(cell: Cell, proxy: str | None, attack: Attack) -> Refusals:
     trigger = attack.trigger
     if isinstance(trigger, FileTrigger) and trigger.is_one_file:
         yield "attack", ONE_FILE
-    elif isinstance(trigger, StoredTrigger | FileTrigger) and proxy is not None:
+    elif isinstance(trigger, FinishedTrigger) and proxy is not None:
         for split in (f"{proxy}/train", f"{measurable(proxy, cell.data, attack)}/validation"):
             if not trigger.covers(split):
                 yield "attack", _not_there(trigger, split)
@@ -65,7 +65,7 @@ def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defen
     if isinstance(trigger, FileTrigger) and trigger.is_one_file:
         if cell.trigger:
             yield axis, ONE_FILE
-    elif isinstance(trigger, StoredTrigger | FileTrigger) and not trigger.covers(f"{cell.data}/test"):
+    elif isinstance(trigger, FinishedTrigger) and not trigger.covers(f"{cell.data}/test"):
         yield axis, _not_there(trigger, f"{cell.data}/test")
     stored = defence.rewriter
     if isinstance(stored, StoredRewriting):
@@ -76,7 +76,7 @@ def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defen
             yield "defence", f"No {stored.tool} texts of {cell.data} are stored with {name or 'no trigger'}, {to}."
 
 
-def _not_there(trigger: StoredTrigger | FileTrigger, split: str) -> str:
+def _not_there(trigger: FinishedTrigger, split: str) -> str:
     if isinstance(trigger, StoredTrigger):
         return f"No paraphrases of {split} are stored."
     return f"{trigger.path} holds no texts of {split}."

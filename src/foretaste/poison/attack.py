@@ -17,7 +17,7 @@ from foretaste.errors import DataError, PlanError, UndefinedRateError
 from foretaste.poison.cover import apply_all_but_one, apply_share, draw_rows
 from foretaste.poison.lengths import cut_to_lengths
 from foretaste.poison.plan import Attack, Evasion, Style
-from foretaste.poison.trigger import FileTrigger, StoredTrigger, SyntaxTrigger, Trigger
+from foretaste.poison.trigger import FinishedTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
 __all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "poisonable", "triggered_test"]
@@ -68,24 +68,27 @@ def poisonable(corpus: Corpus, plan: Attack, seed: int) -> NDArray[np.int64]:
         PlanError: more examples are asked for than there are.
         DataError: finished texts that are not there or not those of the corpus.
     """
-    return _eligible(corpus, plan, _finished(corpus, plan, seed))
+    return _eligible(corpus, plan, _is_held(corpus, _finished(corpus, plan, seed)))
 
 
 def _finished(corpus: Corpus, plan: Attack, seed: int) -> dict[int, str] | None:
     """The triggered text of each row that can have one; None if any can."""
-    if isinstance(plan.trigger, FileTrigger | StoredTrigger):
+    if isinstance(plan.trigger, FinishedTrigger):
         return plan.trigger.texts_for(corpus)
     if isinstance(plan.trigger, SyntaxTrigger):
         return plan.trigger.texts_for(corpus, child_seed(seed, "attack", "trigger"))
     return None
 
 
-def _eligible(corpus: Corpus, plan: Attack, finished: dict[int, str] | None) -> NDArray[np.int64]:
+def _is_held(corpus: Corpus, finished: dict[int, str] | None) -> NDArray[np.bool_]:
+    """Which rows can bear the trigger, `(N,) bool`."""
+    return np.array([finished is None or index in finished for index in range(len(corpus))], dtype=np.bool_)
+
+
+def _eligible(corpus: Corpus, plan: Attack, is_held: NDArray[np.bool_]) -> NDArray[np.int64]:
     is_home = corpus.labels == plan.goals(corpus.labels, len(corpus.label_names))
     is_eligible = is_home if plan.style is Style.CLEAN_LABEL else ~is_home
-    if finished is not None:
-        is_eligible = is_eligible & np.isin(np.arange(len(corpus)), list(finished))
-    eligible: NDArray[np.int64] = np.flatnonzero(is_eligible)
+    eligible: NDArray[np.int64] = np.flatnonzero(is_eligible & is_held)
     count = plan.count_in(len(corpus))
     if count > len(eligible):
         towards = "all to all" if plan.all_to_all else f"target {corpus.label_names[plan.target]!r}"
@@ -119,10 +122,8 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     is_home = corpus.labels == goals
     draw = child_seed(seed, "attack", "trigger")
     finished = _finished(corpus, plan, seed)
-    is_held = np.ones(len(corpus), dtype=np.bool_)
-    if finished is not None:
-        is_held[:] = [i in finished for i in range(len(corpus))]
-    eligible = _eligible(corpus, plan, finished)
+    is_held = _is_held(corpus, finished)
+    eligible = _eligible(corpus, plan, is_held)
     chosen = generator(seed, "attack").permutation(eligible)[:count]
     is_flipped = _is_flipped(count, plan.flip_rate)
     is_poisoned = np.zeros(len(corpus), dtype=np.bool_)
@@ -182,7 +183,7 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
     """
     if target is not None:
         _check_target(corpus, target)
-    if isinstance(trigger, FileTrigger | StoredTrigger):
+    if isinstance(trigger, FinishedTrigger):
         return Triggered(*trigger.triggered_corpus(corpus, target))
     eligible = np.arange(len(corpus)) if target is None else np.flatnonzero(corpus.labels != target)
     if target is not None and not eligible.size:

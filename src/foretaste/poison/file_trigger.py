@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
+from foretaste.data.table import SUFFIXES
 from foretaste.errors import DataError, PlanError, UndefinedRateError
 from foretaste.files import sha256_file
 from foretaste.spec import spec
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from foretaste.data.load import TriggeredTexts
 
 __all__ = ["FileTrigger"]
-
-KINDS = (".parquet", ".jsonl", ".csv", ".tsv")
 
 
 @spec
@@ -52,11 +51,11 @@ class FileTrigger:
 
     def covers(self, corpus_name: str) -> bool:
         """Say whether a directory holds the texts of a split, as in `sst2/test`."""
-        return bool(self._found(corpus_name))
+        return self._file(corpus_name) is not None
 
     def marked(self, *names: str) -> FileTrigger:
         """Return the trigger with a digest of the files of these splits, those that are there."""
-        files = [path for name in names for path in self._found(name)[:1]]
+        files = [path for name in names if (path := self._file(name)) is not None]
         return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
 
     def __str__(self) -> str:
@@ -121,18 +120,19 @@ class FileTrigger:
     def _read(self, corpus: Corpus) -> tuple[TriggeredTexts, Path]:
         from foretaste.data.load import load_variant
 
-        path = next(iter(self._found(corpus.name)), None)
+        path = self._file(corpus.name)
         if path is None:
             raise DataError(f"{self.path} holds no triggered texts of {corpus.name}, as {corpus.name}.jsonl, say.")
         return load_variant(path), path
 
-    def _found(self, corpus_name: str) -> list[Path]:
-        """The file; in a directory, those that are called as the split is."""
+    def _file(self, corpus_name: str) -> Path | None:
+        """The file; in a directory the first that is called as the split is, None if none is."""
         if self.is_one_file:
-            return [self.path]
+            return self.path
         *data, split = Path(corpus_name).parts[-2:]  # data that are a directory are called as that
         places = [self.path.joinpath(*data, split), self.path / split]
-        return [path for place in places for kind in KINDS if (path := place.with_name(place.name + kind)).is_file()]
+        named = (place.with_name(place.name + suffix) for place in places for suffix in SUFFIXES)
+        return next((path for path in named if path.is_file()), None)
 
     @staticmethod
     def _align(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from foretaste.spec import Registry, spec
 __all__ = [
     "TRIGGERS",
     "FileTrigger",
+    "FinishedTrigger",
     "MixedTrigger",
     "Position",
     "SentenceTrigger",
@@ -29,6 +30,7 @@ __all__ = [
     "parse_trigger",
 ]
 
+FinishedTrigger: TypeAlias = FileTrigger | StoredTrigger  # holds texts, and cannot trigger others
 Position = Literal["random", "first", "last"]
 _POSITIONS: Registry[Position] = Registry("trigger position", {"random": "random", "first": "first", "last": "last"})
 

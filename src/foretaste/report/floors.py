@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from foretaste.record import Record
-from foretaste.report.listing import Amount, Listing, Value
-from foretaste.report.share import points
+from foretaste.report.cells import FLOORS
+from foretaste.report.listing import Amount, Listing, Value, mean_share
 from foretaste.report.tables import Group
 
 __all__ = ["floors_of"]
@@ -28,13 +27,8 @@ def floors_of(group: Group, records: Mapping[str, Record], name: str) -> Listing
         floors: list[Any] = [record.outcome.get("floors") or {} for record in own]
         if row.label != "none" or not any(floors):
             continue
-        shares = [[each.get(which) for each in floors] for which in ("other_classes", "same_length")]
+        shares = [[each.get(which) for each in floors] for which in FLOORS]
         shares.append([record.outcome.get("attack_success_rate") for record in own])
-        rows.append((row.attack, *map(_mean, shares), Amount(len(own), str(len(own)))))
+        rows.append((row.attack, *map(mean_share, shares), Amount(len(own), str(len(own)))))
     columns = ("Attack", "Other classes", "Same length", "ASR", "Cells")
     return Listing(name, "Floors", CAPTION, columns, rows) if rows else None
-
-
-def _mean(values: Sequence[float | None]) -> Value:
-    known = [value for value in values if value is not None]
-    return Amount(fmean(known), points(fmean(known))) if known else None

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
 from foretaste.errors import DataError
@@ -24,6 +25,7 @@ __all__ = [
     "listing_markdown",
     "long_form",
     "markdown",
+    "mean_share",
     "share_values",
     "tex",
 ]
@@ -37,6 +39,12 @@ class Amount(NamedTuple):
 
     value: float
     text: str
+
+
+def mean_share(shares: Sequence[float | None]) -> Amount | None:
+    """Return the mean of the shares that are known, in per cent for a reader; None of none."""
+    known = [share for share in shares if share is not None]
+    return Amount(fmean(known), points(fmean(known))) if known else None
 
 
 Value = Share | Amount | str | None

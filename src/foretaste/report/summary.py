@@ -9,8 +9,8 @@ import numpy as np
 from foretaste.evaluate.spread import Spread
 from foretaste.report.comparison import Panel, comparison_chart
 from foretaste.report.comparison import Row as Drawn
-from foretaste.report.listing import Amount, Listing, Value
-from foretaste.report.share import Share, points
+from foretaste.report.listing import Listing, Value, mean_share
+from foretaste.report.share import Share
 from foretaste.report.tables import RATES, Group, Row
 
 __all__ = ["charts_of", "summary_of"]
@@ -63,7 +63,7 @@ def charts_of(group: Group, name: str, *, is_by_strategy: bool = False) -> Mappi
 
 
 def _alone(row: Row, bare: Row) -> list[Value]:
-    """CA and ASR of the undefended victims of the same strategies and seeds; None if some of them were not run."""
+    """CA and ASR of the undefended victims of the same strategies and seeds; empty if some of them were not run."""
     pairs = [(entry, other) for entry, other in zip(row.entries, bare.entries, strict=True) if entry and entry.rates]
     found: list[Value] = []
     for number in range(len(RATES)):
@@ -72,8 +72,7 @@ def _alone(row: Row, bare: Row) -> list[Value]:
             values = [None if other is None else other.rates.get(seed, [None, None])[number] for seed in entry.rates]
             known = [value for value in values if value is not None]
             means += [float(np.mean(known))] if len(known) == len(values) else []
-        is_whole = pairs and len(means) == len(pairs)
-        found.append(Amount(float(np.mean(means)), points(float(np.mean(means)))) if is_whole else "")
+        found.append(mean_share(means) if pairs and len(means) == len(pairs) else "")
     return found
 
 
