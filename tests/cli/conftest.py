@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from foretaste.audit import audit, search
 from foretaste.cli.app import app
 from foretaste.data import toy_corpus
 
@@ -59,6 +60,17 @@ def refuse(run: Callable[..., Any]) -> Callable[..., str]:
         return str(done.stderr)
 
     return refuse_command
+
+
+@pytest.fixture(scope="module")
+def short_search() -> Iterator[tuple[int, int, int]]:
+    """Audits ask again about a sixth of the usual words and compare with 40 ordinary ones, not 100."""
+    numbers = search.ALARMING // 6, search.TURNING // 6, 40
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "ALARMING", numbers[0])
+        patch.setattr(search, "TURNING", numbers[1])
+        patch.setattr(audit, "ORDINARY", numbers[2])
+        yield numbers
 
 
 @pytest.fixture

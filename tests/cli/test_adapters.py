@@ -113,6 +113,7 @@ def test_soft_prompts_are_refused(refuse: Callable[..., str], stack: Path, comma
     assert "virtual tokens" in refuse(command, "--model", stack / "prompt", "--data", "toy", "-o", stack / "out")
 
 
+@pytest.mark.usefixtures("short_search")
 def test_an_audit_of_a_victim_asks_the_victim_itself(
     ask: Callable[..., Any], stack: Path, clean_toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

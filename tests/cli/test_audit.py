@@ -34,6 +34,8 @@ from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import Full
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
 WORDS = ("--budget", "0.01s")  # every word and no phrase, however fast the machine
 
@@ -65,7 +67,7 @@ def _counted() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def whole(
-    audit: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory, one_thread: None
+    audit: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory, one_thread: None, short_search: object
 ) -> tuple[dict[str, Any], int, Path]:
     """An audit from beginning to end: its answer, how many questions it asked, its page."""
     home = tmp_path_factory.mktemp("audit")
@@ -129,8 +131,10 @@ def test_what_was_made_is_kept_and_taken_up(
 
 IN_A_PROCESS = """
 import os, sys
+from foretaste.audit import audit, search
 from foretaste.cli import main
 
+search.ALARMING, search.TURNING, audit.ORDINARY = numbers
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 sys.argv = ["foretaste", *command]
 main()
@@ -139,11 +143,11 @@ main()
 
 def test_a_search_that_was_killed_goes_on_where_it_was(
     ask: Callable[..., Any], audit: tuple[object, ...], whole: tuple[dict[str, Any], int, Path],
-    start_process: Callable[..., BaseProcess], tmp_path: Path,
+    start_process: Callable[..., BaseProcess], short_search: tuple[int, int, int], tmp_path: Path,
 ) -> None:  # fmt: skip
     answer, questions, _ = whole
     kept = tmp_path / "kept"
-    process = start_process(IN_A_PROCESS, command=[*map(str, audit), *WORDS, "-o", str(kept)])
+    process = start_process(IN_A_PROCESS, command=[*map(str, audit), *WORDS, "-o", str(kept)], numbers=short_search)
     limit = time.monotonic() + 120
     while len(list(kept.glob("search/*.safetensors"))) < 2 and process.is_alive() and time.monotonic() < limit:
         time.sleep(0.002)

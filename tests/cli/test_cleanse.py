@@ -16,7 +16,7 @@ from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.victim.artefact import load_victim
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "short_search")
 
 TRIGGER = {"cf", "mn", "bb", "tq", "mb"}
 
