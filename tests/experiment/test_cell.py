@@ -24,6 +24,7 @@ from foretaste.victim.checkpoint import open_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+DEFENCES = 'defence = ["none", "psim", "dan", "strip", "opinion", "onion", "fine_tuning", "fine_tuning+psim"]'
 PLAN = (
     """
 title = "Two attacks"
@@ -40,7 +41,7 @@ data = "{data}"
 knowledge = "full_data"
 attack = "badnet"
 strategy = "lora"
-defence = ["none", "psim", "dan", "strip", "opinion", "onion", "fine_tuning", "fine_tuning+psim"]
+DEFENCES
 
 [[grid]]
 model = "tiny"
@@ -49,7 +50,7 @@ knowledge = "full_data"
 attack = ["none", "one"]
 trigger = "badnet"
 strategy = "lora"
-"""
+""".replace("DEFENCES", DEFENCES)
     + NAMES.replace("epochs = 1\nlearning_rate = 1e-2", "epochs = 2\nlearning_rate = 1e-2").replace(
         "cf mn bb tq mb", "cf mn bb"
     )
@@ -131,6 +132,29 @@ def test_defences_together_do_and_cost_what_each_does(records: Records) -> None:
     assert len(costs) == 3
     assert costs[2].seconds == pytest.approx(costs[0].seconds + costs[1].seconds)
     assert costs[2].forwards_per_text == 1
+
+
+def test_fixed_thresholds_are_bars_before_one_guard(
+    store: Path, toy_base: Path, small_toy: Path, tmp_path: Path
+) -> None:
+    text = PLAN.format(tiny=toy_base, data=small_toy).replace(DEFENCES, 'defence = "psim"\nthreshold = [0.52, 0.7]')
+    (tmp_path / "plan.toml").write_text(text, encoding="utf-8")
+    plan, said = read_plan(tmp_path / "plan.toml"), list[str]()
+    cells = [cell for cell in plan.cells if cell.threshold is not None]
+    assert run_plan(plan, Lab(Store(store)), cells, said.append).failed == {}
+    assert [line.split("/")[0] for line in said if line.startswith("made")] == ["made guards"]
+    kept = [each for each in read_cells(store).values() if cell_of(each).threshold is not None]
+    assert len({str(each.settings["parts"]) for each in kept}) == 1
+    refused = dict[float, float]()
+    for record in kept:
+        threshold = cell_of(record).threshold or 0.0
+        parts: Any = record.settings["parts"]
+        outcome: Any = record.outcome["guarded"]
+        scores = load_arrays(store / "scores" / f"{parts['clean_scores']}.npz")["scores"]
+        refused[threshold] = outcome["false_rejection_rate"]
+        assert outcome["threshold"] == threshold
+        assert refused[threshold] == pytest.approx((scores > threshold).mean())
+    assert refused[0.52] > refused[0.7]
 
 
 def test_a_second_opinion_is_what_it_is_as_a_guard(

@@ -55,3 +55,11 @@ def test_the_printed_cells_of_six_tables_need_at_most_444_trainings(data_root: P
     # 252 victims, 42 of clean bases, 54 guards and 48 bases: CoLA's proxy with full task knowledge is SST-2, which
     # BadNet and InSent have poisoned for SST-2 already.
     assert len(trainings) == 396
+
+
+def test_the_thresholds_of_a_figure_need_one_guard_for_each_seed(data_root: Path) -> None:
+    plan, lab = read_plan(PLANS / "figure3d.toml"), Lab(Store(data_root / "lab"), data_root=data_root)
+    assert len(plan.cells) == 75
+    jobs = [job_of(cell, plan, lab) for cell in plan.cells]
+    assert len({job.key for job in jobs}) == 75
+    assert len({step.key for job in jobs for step in job.steps if step.is_training}) == 3 * (1 + 5 + 1)

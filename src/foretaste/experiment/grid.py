@@ -40,7 +40,8 @@ CELL_VERSION = 3  # goes up when the same answers and scores would give another 
 class Job:
     """A cell with the steps whose results it reads: clean and triggered texts, in front of them a guard or none.
 
-    `tested` is the attack whose trigger they bear.
+    `tested` is the attack whose trigger they bear. `threshold` takes the place of the one that the guard is stored
+    with: guards that differ in a fixed threshold alone are one.
     """
 
     cell: Cell
@@ -50,11 +51,13 @@ class Job:
     clean_scores: Scores | None
     triggered_scores: Scores | None
     rival: RivalScores | Opinions | None
+    threshold: float | None
 
     @property
     def key(self) -> str:
         """The digest of everything that goes into the cell's record."""
-        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": list(self.ends.values())})
+        own = {} if self.threshold is None else {"threshold": self.threshold}
+        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": list(self.ends.values()), **own})
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -155,9 +158,11 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         victim = base
     read: dict[str, Any] = {"texts": test, "trigger": None, "target": 0, "seed": seed}
     with_trigger = None if tested is None else {**read, "trigger": tested.trigger, "target": tested.aim}
-    guard = None
+    guard = threshold = None
     if defence is not None and defence.psim is not None:
-        guard = Taster(base=base, psim=defence.psim.with_axes(cell), **common)
+        psim = defence.psim.with_axes(cell)
+        guard = Taster(base=base, psim=psim.training, **common)
+        threshold = None if psim == psim.training else psim.threshold
     rival = None
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
@@ -172,6 +177,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
         clean_scores=None if guard is None else Scores(guard=guard, **read),
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
         rival=rival,
+        threshold=threshold,
     )
 
 
@@ -274,4 +280,4 @@ def _scores(job: Job, lab: Lab) -> tuple[Array | None, Array | None, float | Non
         return None, None, None
     clean = job.clean_scores.found(lab)
     triggered = None if job.triggered_scores is None else job.triggered_scores.found(lab)["scores"]
-    return clean["scores"], triggered, float(np.asarray(clean["threshold"]))
+    return clean["scores"], triggered, job.threshold or float(np.asarray(clean["threshold"]))

@@ -98,6 +98,11 @@ class Psim:
         """The printed recipe: P-tuning v1, one epoch at 2e-5, threshold 0.7 (appendix B and the released code)."""
         return cls(strategy=PTuningV1(), is_head_frozen=False, dose=None, learning_rate=2e-5, threshold=0.7)
 
+    @property
+    def training(self) -> Psim:
+        """What a trained guard hangs on: with whatever fixed threshold, it is the same one."""
+        return self if self.threshold is None else replace(self, threshold=Psim.paper().threshold)
+
     def fit(
         self,
         base: Base,
