@@ -136,7 +136,9 @@ def test_the_time_is_told_by_the_latest_trainings(plan: Plan, tmp_path: Path) ->
     assert found.seconds == pytest.approx(100.0 * found.trainings)
 
 
-def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, small_toy: Path, tmp_path: Path) -> None:
+def test_records_say_what_an_evaluation_by_hand_says(
+    toy_base: Path, small_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "plan.toml").write_text(LEARNT.format(tiny=toy_base, data=small_toy), encoding="utf-8")
     plan, store = read_plan(tmp_path / "plan.toml"), tmp_path / "lab"
     assert run_plan(plan, Lab(Store(store)), plan.cells, lambda line: None).failed == {}
@@ -170,6 +172,9 @@ def test_records_say_what_an_evaluation_by_hand_says(toy_base: Path, small_toy: 
     assert all(f'href="cells/{key}.html"' in site["learnt.html"] for key in pages)
     (guarded_page,) = (page for key, page in pages.items() if read_cells(store)[key] == guarded)
     assert f"{found['threshold']:.4g}" in guarded_page
+    monkeypatch.setattr("foretaste.report.site.TOGETHER", 1)
+    drawn_together = write_site(store, tmp_path / "together", processes=2)
+    assert {path.name: path.read_text(encoding="utf-8") for path in drawn_together} == site
     assert "p_tuning" not in guarded_page
     corpora = [load_corpus(str(small_toy), "train"), load_corpus(str(small_toy), "validation")]
     texts = triggered_test(load_corpus(str(small_toy), "test"), plan.attacks["badnet"].trigger, 0, 0).corpus.texts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,7 +82,7 @@ def report(
     with answering(as_json) as answer:
         from foretaste.report.site import write_site
 
-        files = write_site(store, out)
+        files = write_site(store, out, processes=os.cpu_count() or 1, say=partial(typer.echo, err=True))
         answer({"files": [str(path) for path in files]}, f"{out / 'index.html'} and {len(files) - 1} more files")
 
 

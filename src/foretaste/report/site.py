@@ -5,9 +5,15 @@ It needs no model and no torch: all it reads are records, what the plans asked f
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from foretaste.files import write_text
+from foretaste.record import Record
 from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import as_csv, read_cells
 from foretaste.report.forms import as_latex, as_markdown, table_csv
@@ -19,9 +25,16 @@ from foretaste.report.targets import targets_of
 
 __all__ = ["write_site"]
 
+TOGETHER = 8  # pages that a process is given at a time; fewer are not worth processes, which take seconds to start
+SAID = 100  # pages between two lines of progress
 
-def write_site(store: Path, out: Path) -> list[Path]:
+
+def write_site(
+    store: Path, out: Path, *, processes: int = 1, say: Callable[[str], None] = lambda line: None
+) -> list[Path]:
     """Write the site of a store into a directory and return the files; the same records give the same bytes.
+
+    Pages of cells, which take most of the time, are drawn by so many `processes`; `say` is told how far they are.
 
     Raises:
         DataError: a store without plans or records, or one that holds something else.
@@ -30,7 +43,7 @@ def write_site(store: Path, out: Path) -> list[Path]:
     store, out = Path(store), Path(out)
     sheets, records = sorted(read_sheets(store), key=_place), read_cells(store)
     asked = {cell["key"] for sheet in sheets for cell in sheet.cells}
-    own = {key: html for key in sorted(asked & records.keys()) if (html := cell_page(store, records[key]))}
+    own = _cell_pages(store, {key: records[key] for key in sorted(asked & records.keys())}, processes, say)
     pages = [page_of(sheet, records, store, frozenset(own)) for sheet in sheets]
     targets = targets_of(sheets, records)
     files = {
@@ -50,6 +63,30 @@ def write_site(store: Path, out: Path) -> list[Path]:
     for path, text in files.items():
         write_text(out / path, text)
     return [out / path for path in files]
+
+
+def _cell_pages(
+    store: Path, records: Mapping[str, Record], processes: int, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Return the pages of those cells that have one, by their keys."""
+
+    def kept(pages: Iterable[str | None]) -> dict[str, str]:
+        found = dict[str, str]()
+        for done, (key, page) in enumerate(zip(records, pages, strict=True), start=1):
+            if page is not None:
+                found[key] = page
+            if not done % SAID:
+                say(f"{done} of {len(records)} pages of cells")
+        return found
+
+    draw = partial(cell_page, store)
+    if processes == 1 or len(records) <= TOGETHER:
+        return kept(map(draw, records.values()))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        return kept(pool.map(draw, records.values(), chunksize=TOGETHER))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _place(sheet: Sheet) -> tuple[int, int, str, str]:
