@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from foretaste.spec import spec, values_of
 
@@ -18,7 +19,8 @@ __all__ = ["Cost", "Meter", "count_earlier", "count_forwards", "measured_cost", 
 class Cost:
     """What a run took; None where it does not apply or the system does not tell.
 
-    `peak_memory_bytes` is the largest resident size of the process meanwhile, on the host (not on a GPU).
+    `peak_memory_bytes` is the largest resident size of the process meanwhile, on the host; `peak_gpu_memory_bytes` the
+    most that its tensors held at once on its GPUs, None where it uses none.
     The cost of a plan's cell is that of its defence: `seconds` to make it ready, `seconds_per_text` and
     `forwards_per_text` (texts that models read) that it adds to each text a user sends, `stored_bytes` that it keeps.
     """
@@ -26,14 +28,15 @@ class Cost:
     seconds: float
     texts: int | None = None
     peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
     trainable_parameters: int | None = None
     seconds_per_text: float | None = None
     forwards_per_text: float | None = None
     stored_bytes: int | None = None
 
 
-_FIELDS = tuple(field.name for field in fields(Cost))
-_HIGHEST = ("peak_memory_bytes", "texts")  # the same texts go through all
+_FIELDS = tuple(each.name for each in fields(Cost))
+_HIGHEST = ("peak_memory_bytes", "peak_gpu_memory_bytes", "texts")  # the same texts go through all
 
 
 def sum_of(costs: Sequence[Cost]) -> Cost:
@@ -60,18 +63,25 @@ class Meter:
     trainable_parameters: int | None = None
     seconds: float | None = None
     forwards: int = 0
-    peak_memory_bytes: int | None = None
+    peaks: dict[str, int] = field(default_factory=dict)
     earlier: float = 0.0
 
     @property
     def cost(self) -> Cost:
         """The cost of the finished block, or of the block so far."""
+        if self.seconds is None:
+            self.note_peaks()
         return Cost(
             seconds=self.earlier + (time.perf_counter() - self.started if self.seconds is None else self.seconds),
             texts=self.texts,
-            peak_memory_bytes=_higher(self.peak_memory_bytes, _peak_memory_bytes() if self.seconds is None else None),
             trainable_parameters=self.trainable_parameters,
+            **self.peaks,
         )
+
+    def note_peaks(self) -> None:
+        """Take what is now the highest use of memory for the block's, if it had no higher one."""
+        for name, value in _peaks().items():
+            self.peaks[name] = max(value, self.peaks.get(name, 0))
 
 
 _METERS: list[Meter] = []  # of the blocks that are being measured, the innermost last
@@ -79,7 +89,7 @@ _METERS: list[Meter] = []  # of the blocks that are being measured, the innermos
 
 @contextmanager
 def measured_cost() -> Iterator[Meter]:
-    """Time a block, count what models read in it, and take its peak memory.
+    """Time a block, count what models read in it, and take its peaks of memory.
 
     >>> with measured_cost() as meter:
     ...     meter.texts = 10
@@ -87,15 +97,15 @@ def measured_cost() -> Iterator[Meter]:
     10
     """
     for outer in _METERS:  # what they have seen so far is about to be forgotten
-        outer.peak_memory_bytes = _higher(outer.peak_memory_bytes, _peak_memory_bytes())
-    _forget_peak_memory()
+        outer.note_peaks()
+    _forget_peaks()
     meter = Meter(started=time.perf_counter())
     _METERS.append(meter)
     try:
         yield meter
     finally:
         meter.seconds = time.perf_counter() - meter.started
-        meter.peak_memory_bytes = _higher(meter.peak_memory_bytes, _peak_memory_bytes())
+        meter.note_peaks()
         _METERS.remove(meter)
 
 
@@ -111,14 +121,27 @@ def count_earlier(seconds: float) -> None:
         meter.earlier += seconds
 
 
-def _higher(one: int | None, other: int | None) -> int | None:
-    return max((each for each in (one, other) if each is not None), default=None)
-
-
-def _forget_peak_memory() -> None:
-    """Let the peak begin anew at what is resident now; where the system does not let us, it stays the process's."""
+def _forget_peaks() -> None:
+    """Let peaks begin anew at what is in use now; where the system does not let us, they stay the process's."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if (cuda := _cuda()) is not None:
+        for gpu in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(gpu)
+
+
+def _peaks() -> dict[str, int]:
+    """The highest use of each kind of memory since it was last forgotten, by the names of `Cost`."""
+    found = {"peak_memory_bytes": _peak_memory_bytes()}
+    if (cuda := _cuda()) is not None:
+        found["peak_gpu_memory_bytes"] = sum(map(cuda.max_memory_allocated, range(cuda.device_count())))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _cuda() -> Any:
+    """torch's CUDA if this process uses it, else None; torch is not loaded for that."""
+    torch: Any = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _peak_memory_bytes() -> int | None:

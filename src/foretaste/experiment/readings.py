@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from foretaste.cost import Cost, Meter, measured_cost
+from foretaste.cost import Cost, Meter, measured_cost, sum_of
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
@@ -82,11 +82,12 @@ class Reading(Step):
 
 def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int | None = None) -> Cost:
     """The cost of reading so many texts, and of what had to be made `ready` for it."""
-    peaks = [each.peak_memory_bytes or 0 for each in (meter, ready) if each is not None]
+    highest = sum_of([each.cost for each in (meter, ready) if each is not None])
     return Cost(
         seconds=0.0 if ready is None else ready.cost.seconds,
         texts=texts,
-        peak_memory_bytes=max(peaks) or None,
+        peak_memory_bytes=highest.peak_memory_bytes,
+        peak_gpu_memory_bytes=highest.peak_gpu_memory_bytes,
         seconds_per_text=meter.cost.seconds / texts,
         forwards_per_text=meter.forwards / texts,
         stored_bytes=stored,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from foretaste.cost import Cost
 from foretaste.record import Record
 from foretaste.report.listing import Amount, Listing, Value
 from foretaste.report.printed import RESOURCES
@@ -15,7 +16,8 @@ __all__ = ["COSTS", "costs_of"]
 CAPTION = (
     "What a defence takes, the mean over the cells of this table: making it ready (training, calibrating, washing, "
     "fitting), then what it adds to the victim per text; what is kept beside the victim; the largest resident size of "
-    "the process that made it."
+    "the process that made it, and the most that its tensors held on GPUs, where it used any. What no cell says has no "
+    "column."
 )
 # A field of a cell's cost, its column, and how many of the column's units one of the field's is.
 COSTS = {
@@ -24,6 +26,7 @@ COSTS = {
     "forwards_per_text": ("Model passes per text", 1.0),
     "stored_bytes": ("Stored, MB", 1e-6),
     "peak_memory_bytes": ("Peak memory, MB", 1e-6),
+    "peak_gpu_memory_bytes": ("Peak GPU memory, MB", 1e-6),
     "trainable_parameters": ("Trained parameters", 1.0),
 }
 PRINTED = ("Extra module", "Graphics memory", "Storage")
@@ -38,29 +41,29 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
     for row in group.rows:
         own = cells.setdefault((row.defence, row.label), [])
         own += [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
-    if not is_printed and all(record.cost is None for own in cells.values() for record in own):
+    said = [record.cost for each in cells.values() for record in each if record.cost is not None]
+    if not said and not is_printed:
         return None
+    known = {name: each for name, each in COSTS.items() if any(getattr(cost, name) is not None for cost in said)}
     rows: list[Sequence[Value]] = []
     for (defence, label), own in cells.items():
         if defence != "none":
-            rows.append((label, *_means(own), *(_said(defence) if is_printed else ()), Amount(len(own), str(len(own)))))
+            means = [_mean([record.cost for record in own], name, scale) for name, (_, scale) in known.items()]
+            rows.append((label, *means, *(_said(defence) if is_printed else ()), Amount(len(own), str(len(own)))))
     if is_printed:
-        known = {_plain(defence) for defence, _ in cells}
-        rows += [(each, *(None,) * len(COSTS), *_said(each), None) for each in RESOURCES if each not in known]
+        ours = {_plain(defence) for defence, _ in cells}
+        rows += [(each, *(None,) * len(known), *_said(each), None) for each in RESOURCES if each not in ours]
     caption = CAPTION + (" In words what the paper says of it." if is_printed else "")
-    columns = ("Defence", *(column for column, _ in COSTS.values()), *(PRINTED if is_printed else ()), "Cells")
+    columns = ("Defence", *(column for column, _ in known.values()), *(PRINTED if is_printed else ()), "Cells")
     return Listing(name, "Cost", caption, columns, rows)
 
 
-def _means(records: Sequence[Record]) -> list[Value]:
-    found: list[Value] = []
-    for field, (_, scale) in COSTS.items():
-        known = [
-            value for each in records if each.cost is not None and (value := getattr(each.cost, field)) is not None
-        ]
-        mean = scale * fmean(known) if known else 0.0
-        found.append(Amount(mean, _shown(mean)) if known else None)
-    return found
+def _mean(costs: Sequence[Cost | None], field: str, scale: float) -> Amount | None:
+    known = [value for each in costs if each is not None and (value := getattr(each, field)) is not None]
+    if not known:
+        return None
+    mean = scale * fmean(known)
+    return Amount(mean, _shown(mean))
 
 
 def _shown(value: float) -> str:
