@@ -37,7 +37,7 @@ demo: $(STAMP) ## plant a backdoor, train the taster, write the report
 	@$(BIN)/foretaste demo
 
 test: $(STAMP) ## run the tests and doctests (no network)
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, formatting, types
 	@$(BIN)/ruff check
