@@ -178,16 +178,21 @@ def test_a_guard_that_cannot_be_trained_costs_its_cells_alone(stores: tuple[Path
     assert "After 1 steps the median clean confidence" in failed[0]
 
 
-def test_a_worker_that_dies_too_often_costs_its_cells_alone(plan: Plan, tmp_path: Path) -> None:
+def test_a_worker_that_dies_too_often_costs_its_cells_alone(
+    plan: Plan, stores: tuple[Path, Path, list[str], list[int]]
+) -> None:
     """On a cluster that is started for the run."""
-    cell = replace(plan.cells[0], attack="none")
-    lab, said = Lab(Store(tmp_path)), list[str]()
-    killer = Thread(target=_kill, args=(tmp_path, job_of(cell, plan, lab).steps[0]), daemon=True)
+    _, shared, _, _ = stores
+    sound = [cell for cell in plan.cells if cell.defence != "hasty"]
+    unpoisoned = replace(sound[0], attack="none")
+    lab, said = Lab(Store(shared)), list[str]()
+    killer = Thread(target=_kill, args=(shared, job_of(unpoisoned, plan, lab).steps[0]), daemon=True)
     killer.start()
-    progress = run_on_cluster(plan, lab, [cell], said.append, Cluster(retries=0))
+    progress = run_on_cluster(plan, lab, [*sound, unpoisoned], said.append, Cluster(retries=0))
     killer.join(1)
-    assert progress.done == 0
-    assert "its worker died" in progress.failed[str(cell)]
+    assert progress.done == len(sound) == 4
+    assert _cells(progress.failed).keys() == {str(unpoisoned)}
+    assert "its worker died" in progress.failed[str(unpoisoned)]
     assert len([line for line in said if line.startswith("FAILED")]) == 1
 
 

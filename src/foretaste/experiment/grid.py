@@ -162,7 +162,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     if defence is not None and defence.psim is not None:
         psim = defence.psim.with_axes(cell)
         guard = Taster(base=base, psim=psim.training, **common)
-        threshold = None if psim == psim.training else psim.threshold
+        threshold = None if psim == guard.psim else psim.threshold
     rival = None
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
-from foretaste.cost import Cost
 from foretaste.record import Record
-from foretaste.report.listing import Amount, Listing, Value
+from foretaste.report.listing import Amount, Listing, Value, mean_amount
 from foretaste.report.printed import RESOURCES
 from foretaste.report.tables import Group
 
@@ -41,14 +39,18 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
     for row in group.rows:
         own = cells.setdefault((row.defence, row.label), [])
         own += [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
-    said = [record.cost for each in cells.values() for record in each if record.cost is not None]
-    if not said and not is_printed:
+    costs = {place: [record.cost for record in own if record.cost is not None] for place, own in cells.items()}
+    if not any(costs.values()) and not is_printed:
         return None
-    known = {name: each for name, each in COSTS.items() if any(getattr(cost, name) is not None for cost in said)}
+    every = [cost for each in costs.values() for cost in each]
+    known = {name: each for name, each in COSTS.items() if any(getattr(cost, name) is not None for cost in every)}
     rows: list[Sequence[Value]] = []
     for (defence, label), own in cells.items():
         if defence != "none":
-            means = [_mean([record.cost for record in own], name, scale) for name, (_, scale) in known.items()]
+            means = [
+                mean_amount([getattr(cost, name) for cost in costs[defence, label]], _shown, scale)
+                for name, (_, scale) in known.items()
+            ]
             rows.append((label, *means, *(_said(defence) if is_printed else ()), Amount(len(own), str(len(own)))))
     if is_printed:
         ours = {_plain(defence) for defence, _ in cells}
@@ -56,14 +58,6 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
     caption = CAPTION + (" In words what the paper says of it." if is_printed else "")
     columns = ("Defence", *(column for column, _ in known.values()), *(PRINTED if is_printed else ()), "Cells")
     return Listing(name, "Cost", caption, columns, rows)
-
-
-def _mean(costs: Sequence[Cost | None], field: str, scale: float) -> Amount | None:
-    known = [value for each in costs if each is not None and (value := getattr(each, field)) is not None]
-    if not known:
-        return None
-    mean = scale * fmean(known)
-    return Amount(mean, _shown(mean))
 
 
 def _shown(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -25,6 +25,7 @@ __all__ = [
     "listing_markdown",
     "long_form",
     "markdown",
+    "mean_amount",
     "mean_share",
     "share_values",
     "tex",
@@ -41,10 +42,15 @@ class Amount(NamedTuple):
     text: str
 
 
+def mean_amount(values: Sequence[float | None], shown: Callable[[float], str], scale: float = 1.0) -> Amount | None:
+    """Return the mean of the values that are known, times `scale`, as it is `shown` to a reader; None of none."""
+    known = [value for value in values if value is not None]
+    return Amount(mean := scale * fmean(known), shown(mean)) if known else None
+
+
 def mean_share(shares: Sequence[float | None]) -> Amount | None:
     """Return the mean of the shares that are known, in per cent for a reader; None of none."""
-    known = [share for share in shares if share is not None]
-    return Amount(fmean(known), points(fmean(known))) if known else None
+    return mean_amount(shares, points)
 
 
 Value = Share | Amount | str | None

@@ -5,6 +5,7 @@ It needs no model and no torch: all it reads are records, what the plans asked f
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -80,7 +81,8 @@ def _cell_pages(
         return found
 
     draw = partial(cell_page, store)
-    if processes == 1 or len(records) <= TOGETHER:
+    processes = min(processes, math.ceil(len(records) / TOGETHER))
+    if processes <= 1:
         return kept(map(draw, records.values()))
     pool = ProcessPoolExecutor(processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
