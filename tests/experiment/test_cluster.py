@@ -21,10 +21,11 @@ from tests.experiment.toy import NAMES
 from foretaste.errors import PlanError
 from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, run_on_cluster
 from foretaste.experiment.grid import job_of
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab, Step
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import run_plan
-from foretaste.experiment.store import Store, load_arrays
+from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.report.cells import read_cells
 from foretaste.spec import build
 
@@ -181,11 +182,13 @@ def test_a_guard_that_cannot_be_trained_costs_its_cells_alone(stores: tuple[Path
 def test_a_worker_that_dies_too_often_costs_its_cells_alone(
     plan: Plan, stores: tuple[Path, Path, list[str], list[int]]
 ) -> None:
-    """On a cluster that is started for the run."""
+    """On a cluster that is started for the run. One of the others is half of weights that were deleted."""
     _, shared, _, _ = stores
     sound = [cell for cell in plan.cells if cell.defence != "hasty"]
     unpoisoned = replace(sound[0], attack="none")
     lab, said = Lab(Store(shared)), list[str]()
+    halved = job_of(next(cell for cell in sound if cell.defence == "psim"), plan, lab)
+    old = _as_of_other_weights(halved, lab)
     killer = Thread(target=_kill, args=(shared, job_of(unpoisoned, plan, lab).steps[0]), daemon=True)
     killer.start()
     progress = run_on_cluster(plan, lab, [*sound, unpoisoned], said.append, Cluster(retries=0))
@@ -194,6 +197,25 @@ def test_a_worker_that_dies_too_often_costs_its_cells_alone(
     assert _cells(progress.failed).keys() == {str(unpoisoned)}
     assert "its worker died" in progress.failed[str(unpoisoned)]
     assert len([line for line in said if line.startswith("FAILED")]) == 1
+    made = [line.split("/")[0] for line in said if line.startswith("made")]
+    assert made == ["made bases", "made guards"]
+    new = load_arrays(halved.ends["clean_scores"].place(lab.store))
+    assert new["sources"] != old["sources"]
+    assert np.array_equal(new["scores"], old["scores"])
+
+
+def _as_of_other_weights(job: Job, lab: Lab) -> dict[str, Any]:
+    """Leave of a cell with a guard its answers, and the scores of clean texts as if its base had been another one."""
+    base, place = job.steps[0], job.ends["clean_scores"].place(lab.store)
+    kept = load_arrays(place)
+    save_arrays(place, {**kept, "sources": np.asarray(json.dumps({base.key: "another one"}))})
+    job.ends["triggered_scores"].place(lab.store).unlink()
+    lab.store.cell(job.key).unlink()
+    for step in job.steps:
+        for path in step.place(lab.store).glob("*"):  # but for the records of trainings
+            if path.name != "record.json":
+                path.unlink()
+    return load_arrays(place)
 
 
 def _cells(failed: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,8 @@ import pytest
 from foretaste.data.load import load_corpus
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.grid import Job, job_of
+from foretaste.experiment.grid import job_of
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import read_plan

@@ -15,25 +15,30 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.experiment.toy import NAMES
 
 from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, PlanError
+from foretaste.experiment import steps
 from foretaste.experiment.evaluation import evaluate
-from foretaste.experiment.grid import job_of
+from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.run import forecast, run_plan, write_sheet
-from foretaste.experiment.store import Store, load_arrays
+from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.guard.artefact import load_psim
 from foretaste.poison.attack import triggered_test
 from foretaste.record import Record
+from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import as_csv, cell_of, read_cells
 from foretaste.report.site import write_site
 from foretaste.report.tables import read_sheets
 from foretaste.rewrite.onion import Onion
+from foretaste.tune.loop import tune
+from foretaste.tune.poison import poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.strategy import Lora
@@ -238,6 +243,69 @@ def test_answers_are_enough_where_weights_were_deleted(
     job = next(job for cell in plan.cells if (job := job_of(cell, plan, Lab(Store(store)))).rival is not None)
     job.ends["rival"].place(Store(store)).unlink()  # asked behind a victim, which is made again with its base
     assert [step.kind for step in job.to_make(Store(store))] == ["victims", "rivals"]
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_weights_that_come_out_otherwise_outdate_what_was_made_from_them(
+    is_same: bool, plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal keys are not equal bits on other hardware: a cell is never half of one victim and half of another."""
+    root = tmp_path / "lab"
+    shutil.copytree(finished[0], root)
+    store, cells = Store(root), [cell for cell in plan.cells if cell.strategy == "lora" and cell.attack == "badnet"]
+    jobs = {cell.defence: job_of(cell, plan, Lab(store)) for cell in cells}
+    wanted = jobs["dan"], jobs["psim"]
+    for job in wanted:
+        store.cell(job.key).unlink()
+    for step in jobs["psim"].steps + jobs["dan"].steps:  # only records and what was read are left
+        for path in step.place(store).glob("*"):
+            if path.name != "record.json":
+                path.unlink()
+    jobs["dan"].ends["rival"].place(store).unlink()
+    if not is_same:
+        monkeypatch.setattr(steps, "tune", lambda *args, seed, **kwargs: tune(*args, seed=seed + 1, **kwargs))
+        monkeypatch.setattr(
+            steps, "poison_base", lambda *args, seed, **kwargs: poison_base(*args, seed=seed + 1, **kwargs)
+        )
+    before = {name: end.found(Lab(store)) for name, end in jobs["psim"].ends.items()}
+    said: list[str] = []
+    assert run_plan(plan, Lab(store), [job.cell for job in wanted], said.append).done == 2
+    made = [line.split("/")[0].removeprefix("made ") for line in said if line.startswith("made")]
+    assert made == (["bases", "victims"] if is_same else ["bases", "victims", "guards"])
+    after = {name: end.found(Lab(store)) for name, end in jobs["psim"].ends.items()}
+    for name, arrays in before.items():
+        changed = [each for each in ("certainty", "scores") if each in arrays and
+                   not np.array_equal(arrays[each], after[name][each])]  # fmt: skip
+        assert bool(changed) != is_same, name
+    victim, test = load_victim(jobs["dan"].clean.victim.place(store)), load_corpus(plan.cells[0].data, "test")
+    np.testing.assert_array_equal(victim.predict(test.texts).labels, after["clean"]["predicted"])
+    assert not any(end.is_outdated(store) for job in wanted for end in job.steps)
+    pages = {name: cell_page(root, Record.read(store.cell(job.key))) for name, job in jobs.items()}
+    assert [name for name, page in pages.items() if page is None] == ([] if is_same else ["none"])
+
+
+def test_readings_of_weights_that_are_gone_agree_about_them(
+    plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root = tmp_path / "lab"
+    shutil.copytree(finished[0], root)
+    store, said = Store(root), list[str]()
+    cell = next(cell for cell in plan.cells if cell.attack == "badnet" and cell.defence == "psim")
+    job = job_of(cell, plan, Lab(store))
+    before = store.cell(job.key).read_bytes()
+    store.cell(job.key).unlink()
+    shutil.rmtree(root / "bases")
+    place = job.ends["clean"].place(store)
+    arrays = load_arrays(place)
+    save_arrays(place, {**arrays, "sources": np.asarray(json.dumps({job.steps[0].key: "others"}))})
+    with pytest.raises(DataError, match="different trainings of the same steps"):
+        record_of(job, Lab(store))
+    assert run_plan(plan, Lab(store), [cell], said.append).done == 1
+    assert [line.split("/")[0] for line in said if line.startswith("made")] == ["made bases"]
+    after = json.loads(store.cell(job.key).read_bytes())
+    assert {name: after[name] for name in ("outcome", "settings")} == {
+        name: json.loads(before)[name] for name in ("outcome", "settings")
+    }
 
 
 def test_what_was_kept_is_opened_with_what_it_stands_on(

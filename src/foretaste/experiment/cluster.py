@@ -23,7 +23,7 @@ from pydantic import Field
 
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.grid import Job
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab, Step
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.run import WAIT, Progress, finish, jobs_of, made, without_missing
@@ -97,14 +97,18 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
         options = _demand(cluster, lab.processes, nodes, say)
         tasks: dict[str, Any] = {}
         running: dict[Any, Step] = {}
-        for job in jobs:
+
+        def send(job: Job) -> set[str]:
+            """Start what is left to make of a cell, unless it runs; return the keys of all that it waits for."""
             for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
-                if step.key not in tasks:
+                if tasks.get(step.key) not in running:
                     before = [tasks[need.key] for need in step.needs() if need.key in tasks]
                     task = ray.remote(_make).options(name=f"{step.kind}/{step.key}", **options)
                     tasks[step.key] = task.remote(place, step, *before)
                     running[tasks[step.key]] = step
-        pending = [(job, {step.key for step in job.steps} & tasks.keys()) for job in jobs]
+            return {step.key for step in job.steps if tasks.get(step.key) in running}
+
+        pending = [(job, send(job)) for job in jobs]
         while pending := [(job, keys) for job, keys in pending if keys or not _is_over(job, lab, progress, say)]:
             if not running:  # another runner is at the records that are left
                 time.sleep(WAIT)
@@ -115,6 +119,10 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
                 _hear(ray, reference, step, progress, say)
                 for _, keys in pending:
                     keys.discard(step.key)
+            for job, keys in pending:
+                is_sound = not keys and progress.failed.keys().isdisjoint(step.key for step in job.steps)
+                if is_sound and any(end.is_outdated(lab.store) for end in job.ends.values()):
+                    keys |= send(job)
     return progress
 
 

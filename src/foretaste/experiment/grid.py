@@ -3,109 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, sum_of
-from foretaste.errors import PlanError
+from foretaste.errors import DataError, PlanError
 from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
 from foretaste.evaluate.threshold import allowed_above, is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.combination import measurable
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import Defence, OpinionRecipe
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
-from foretaste.experiment.store import Store, digest_of
 from foretaste.guard.rival import Rival
-from foretaste.poison.attack import Attack
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full
 
-__all__ = ["Job", "job_of", "record_of"]
+__all__ = ["job_of", "record_of"]
 
 Array = NDArray[Any]
-CELL_VERSION = 3  # goes up when the same answers and scores would give another record
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A cell with the steps whose results it reads: clean and triggered texts, in front of them a guard or none.
-
-    `tested` is the attack whose trigger they bear. `threshold` takes the place of the one that the guard is stored
-    with: guards that differ in a fixed threshold alone are one.
-    """
-
-    cell: Cell
-    tested: Attack | None
-    clean: Answers
-    triggered: Answers | None
-    clean_scores: Scores | None
-    triggered_scores: Scores | None
-    rival: RivalScores | Opinions | None
-    threshold: float | None
-
-    @property
-    def key(self) -> str:
-        """The digest of everything that goes into the cell's record."""
-        own = {} if self.threshold is None else {"threshold": self.threshold}
-        return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": list(self.ends.values()), **own})
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """All that has to be made, in an order in which it can be."""
-        found: dict[str, Step] = {}
-        for end in self.ends.values():
-            for step in (*end.needs(), end):
-                found.setdefault(step.key, step)
-        return tuple(found.values())
-
-    def to_make(self, store: Store) -> tuple[Step, ...]:
-        """What is not there yet, in an order in which it can be made; what only finished steps need is not needed.
-
-        So the weights in a store may be deleted: answers, scores and records are enough for what was asked of them.
-        What is needed to open something that was kept is made again.
-        """
-        found: dict[str, Step] = {}
-
-        def add(step: Step) -> None:
-            if not step.is_made(store):
-                for need in step.direct_needs():
-                    open_(need)
-                found.setdefault(step.key, step)
-
-        def open_(step: Step) -> None:
-            add(step)
-            if step.key not in found:
-                for under in step.stands_on(store):
-                    open_(under)
-
-        for step in (*self.ends.values(), *(each for each in self.charged if not each.record_place(store).is_file())):
-            add(step)
-        return tuple(found.values())
-
-    @property
-    def charged(self) -> tuple[Step, ...]:
-        """The trainings that the defence costs."""
-        guard: tuple[Step, ...] = () if self.clean_scores is None else (self.clean_scores.guard,)
-        if isinstance(self.rival, Opinions):
-            guard = (self.rival.trusted,)
-        washed = self.clean.victim.base
-        return (*guard, washed) if isinstance(washed, Washed) else guard
-
-    @property
-    def ends(self) -> dict[str, Step]:
-        """The steps whose results it reads, by name."""
-        names = ("clean", "triggered", "clean_scores", "triggered_scores", "rival")
-        return {name: end for name in names if (end := getattr(self, name)) is not None}
 
 
 def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
@@ -213,7 +139,14 @@ def _rewritten(
 
 
 def record_of(job: Job, lab: Lab) -> Record:
-    """Read what the steps made and return the cell's record: rates with their intervals, and what its defence costs."""
+    """Read what the steps made and return the cell's record: rates with their intervals, and what its defence costs.
+
+    Raises:
+        DataError: something is damaged, or was read from other weights than the rest.
+    """
+    sources = job.sources(lab.store)
+    if sources is None:
+        raise DataError("Its answers and scores are of different trainings of the same steps; delete one of them.")
     test = lab.corpus(job.clean.texts)
     predicted = job.clean.found(lab)["predicted"]
     clean_scores, triggered_scores, threshold = _scores(job, lab)
@@ -253,7 +186,7 @@ def record_of(job: Job, lab: Lab) -> Record:
     for name, answers in (("clean", job.clean), ("triggered", job.triggered)):
         if answers is not None and answers.rewritten is not None:
             parts[f"{name}_rewritten"] = answers.rewritten.key
-    settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names}
+    settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names, "sources": sources}
     return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
                       cost=_cost(job, lab), command="foretaste run")  # fmt: skip
 

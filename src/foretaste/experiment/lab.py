@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -201,8 +202,40 @@ class Step(ABC):
         return self.place(store) / "record.json"
 
     def is_made(self, store: Store) -> bool:
-        """True if it is there, whole; a record may have been left of one whose weights were deleted."""
-        return (self.place(store) / MANIFEST).is_file()
+        """True if it is there, whole and of today's weights; a record may have been left of one that was deleted."""
+        return (self.place(store) / MANIFEST).is_file() and not self.is_outdated(store)
+
+    def is_outdated(self, store: Store) -> bool:
+        """True if weights it was made from were made again since and came out otherwise, as on other hardware."""
+        if any(step.is_outdated(store) for step in self.direct_needs()):
+            return True
+        now = self.sources(store)
+        return bool(now) and not now.items() <= self.recorded_sources(store).items()
+
+    def sources(self, store: Store) -> dict[str, str]:
+        """Return the digests of the weights that it would be made from, as far as they are known, by step."""
+        found: dict[str, str] = {}
+        for step in self.direct_needs():
+            found |= step.recorded_sources(store)
+            if mark := step.mark(store):
+                found[step.key] = mark
+        return found
+
+    def recorded_sources(self, store: Store) -> dict[str, str]:
+        """Return what `sources` were when it was made; those of now if it has no record that says so."""
+        try:
+            sources: Any = Record.read(self.record_place(store)).settings["sources"]
+            return dict(sources)
+        except (DataError, LookupError):  # whoever opens an adapter compares what it stands on
+            return self.sources(store)
+
+    def mark(self, store: Store) -> str:
+        """Return a digest of its weights; nothing where they are not here, or it has none."""
+        try:
+            files = json.loads((self.place(store) / MANIFEST).read_text(encoding="utf-8"))["files"]
+            return digest_of({name: digest for name, digest in files.items() if name.endswith(".safetensors")})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return ""  # whoever opens it says what is wrong
 
     @abstractmethod
     def make(self, lab: Lab) -> None:
@@ -214,6 +247,7 @@ class Step(ABC):
         settings = {name: value.key if isinstance(value, Step) else value for name, value in settings.items()}
         if lab.processes > 1:
             settings["processes"] = lab.processes
+        settings["sources"] = self.sources(lab.store)
         data = [lab.corpus(each) for each in texts]
         return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
                           cost=cost, command="foretaste run")  # fmt: skip

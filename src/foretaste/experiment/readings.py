@@ -16,7 +16,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned
-from foretaste.experiment.store import Store, digest_of, load_arrays, save_arrays
+from foretaste.experiment.store import Store, digest_of, load_arrays, save_arrays, sources_of
 from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.rival import Rival
@@ -47,7 +47,13 @@ class Reading(Step):
         return store.root / self.kind / f"{self.key}.npz"
 
     def is_made(self, store: Store) -> bool:
-        return self.place(store).is_file()
+        return self.place(store).is_file() and not self.is_outdated(store)
+
+    def recorded_sources(self, store: Store) -> dict[str, str]:
+        try:
+            return sources_of(load_arrays(self.place(store)))
+        except DataError:  # who reads it says that it is damaged
+            return self.sources(store)
 
     def given(self, lab: Lab) -> tuple[list[int], Corpus]:
         """Return which rows of the split they are, and the texts as they reach the user, with their true labels."""
@@ -76,8 +82,11 @@ class Reading(Step):
         return build(Cost, json.loads(str(self.found(lab)["cost"])))
 
     def keep(self, lab: Lab, cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write arrays and cost."""
-        save_arrays(self.place(lab.store), {**arrays, "cost": np.asarray(json.dumps(asdict(cost)))})
+        """Write arrays, cost and whose they are."""
+        beside = {"cost": asdict(cost), "sources": self.sources(lab.store)}
+        save_arrays(
+            self.place(lab.store), {**arrays, **{name: np.asarray(json.dumps(each)) for name, each in beside.items()}}
+        )
 
 
 def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int | None = None) -> Cost:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, Cell
-from foretaste.experiment.grid import Job, job_of, record_of
+from foretaste.experiment.grid import job_of, record_of
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Checkpoint, Lab, Step
 from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
@@ -193,12 +194,13 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
     """Do what is left of a cell; False if another runner is at it, or at a step of it."""
-    for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
-        if not made(step, lab, progress, say):
-            if step.key not in progress.failed:
-                return False
-            progress.failed[str(job.cell)] = progress.failed[step.key]
-            return True
+    while steps := () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
+        for step in steps:
+            if not made(step, lab, progress, say):
+                if step.key not in progress.failed:
+                    return False
+                progress.failed[str(job.cell)] = progress.failed[step.key]
+                return True
     return finish(job, lab, progress, say)
 
 
@@ -256,7 +258,7 @@ def headline(record: Record) -> str:
 
 def _lacking(job: Job, lab: Lab) -> str:
     """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
-    for step in job.to_make(lab.store):
+    for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
         if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
             return lacking
         base = getattr(step, "base", None)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from foretaste.errors import DataError, PlanError
 
-__all__ = ["Store", "digest_of", "load_arrays", "save_arrays"]
+__all__ = ["Store", "digest_of", "load_arrays", "save_arrays", "sources_of"]
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -122,6 +122,12 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"Cannot read {path}: {error}. If it is there, it is damaged: delete it.") from error
+
+
+def sources_of(arrays: Arrays) -> dict[str, str]:
+    """Return the digests of the weights that arrays were read from, by step; none where they do not say it."""
+    found: dict[str, str] = json.loads(str(arrays["sources"])) if "sources" in arrays else {}
+    return found
 
 
 def _plain(value: Any) -> Any:

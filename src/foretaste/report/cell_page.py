@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from foretaste.evaluate.outcome import Outcome
-from foretaste.experiment.store import load_arrays
+from foretaste.experiment.store import load_arrays, sources_of
 from foretaste.record import Record
 from foretaste.report.page import Report, render, software_facts
 
@@ -19,20 +18,20 @@ Array = NDArray[Any]
 
 
 def cell_page(store: Path, record: Record) -> str | None:
-    """Return the page of a cell's record, or None where there is none: no trigger, or the answers were not kept.
+    """Return the page of a cell's record, or None where there is none: no trigger, or what it read was not kept.
 
     Raises:
         DataError: answers or scores that contradict the record.
     """
-    parts: Any = record.settings.get("parts") or {}
-    clean, triggered = (arrays_of(store, "answers", parts.get(name)) for name in ("clean", "triggered"))
+    clean, triggered = (arrays_of(store, record, "answers", name) for name in ("clean", "triggered"))
     if clean is None or triggered is None:
         return None
     outcome = Outcome.from_json(record.outcome)
-    scores = _scores(store, parts) if outcome.guarded else (None, None)
+    scores = _scores(store, record) if outcome.guarded else (None, None)
     if scores is None:
         return None
     cell: Any = record.settings["cell"]
+    parts: Any = record.settings["parts"]
     names: Any = record.settings["label_names"]
     texts = f", tested with {cell['trigger']}" if cell.get("trigger") else ""
     axes = {name: str(value) for name, value in cell.items() if value is not None}
@@ -59,16 +58,24 @@ def cell_page(store: Path, record: Record) -> str | None:
     )
 
 
-def _scores(store: Path, parts: Mapping[str, str]) -> tuple[Array, Array] | None:
+def _scores(store: Path, record: Record) -> tuple[Array, Array] | None:
     """Scores of clean and of triggered texts, by PSIM or by a rival; None where they were not kept."""
-    rival = arrays_of(store, "rivals", parts.get("rival"))
+    rival = arrays_of(store, record, "rivals", "rival")
     if rival is not None:
         return rival["clean"], rival["triggered"]
-    clean, triggered = (arrays_of(store, "scores", parts.get(f"{name}_scores")) for name in ("clean", "triggered"))
+    clean, triggered = (arrays_of(store, record, "scores", f"{name}_scores") for name in ("clean", "triggered"))
     return None if clean is None or triggered is None else (clean["scores"], triggered["scores"])
 
 
-def arrays_of(store: Path, kind: str, key: str | None) -> dict[str, Array] | None:
-    """Return what a store keeps of answers or scores, None where it does not."""
-    path = Path(store) / kind / f"{key}.npz"
-    return load_arrays(path) if key is not None and path.is_file() else None
+def arrays_of(store: Path, record: Record, kind: str, part: str) -> dict[str, Array] | None:
+    """Return the answers or scores that a cell's record was made from.
+
+    None where a store does not keep them, or has them anew of weights that were made again and came out otherwise.
+    """
+    parts: Any = record.settings.get("parts") or {}
+    path = Path(store) / kind / f"{parts.get(part)}.npz"
+    if part not in parts or not path.is_file():
+        return None
+    arrays, sources = load_arrays(path), record.settings.get("sources")
+    known = sources.items() if isinstance(sources, dict) else frozenset()
+    return arrays if sources_of(arrays).items() <= known else None

@@ -77,11 +77,11 @@ def _certainties(store: Path, record: Record) -> Iterator[tuple[str, str, str, s
     """Whose, of which texts, of which strategy, the key of the arrays and the arrays, of what the store keeps."""
     parts: Any = record.settings["parts"]
     cell: Any = record.settings["cell"]
-    answers = arrays_of(store, "answers", parts.get("triggered"))
+    answers = arrays_of(store, record, "answers", "triggered")
     if answers is not None and "certainty" in answers:
         yield "victim", "triggered", cell["strategy"], parts["triggered"], answers["certainty"]
     for texts in ("clean", "triggered"):
-        scores = arrays_of(store, "scores", parts.get(f"{texts}_scores"))
+        scores = arrays_of(store, record, "scores", f"{texts}_scores")
         if scores is not None:
             yield "psim", texts, "–", parts[f"{texts}_scores"], scores["scores"]
 
