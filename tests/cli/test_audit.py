@@ -108,10 +108,10 @@ def test_in_words() -> None:
 
 
 def test_what_was_made_is_kept_and_taken_up(
-    ask: Callable[..., Any], run: Callable[..., Any], toy_stack: Mapping[str, Path], clean_toy: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[..., Any], run: Callable[..., Any], toy_stack: Mapping[str, Path], clean_toy: Path,
+    small_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    command = ("audit", "--model", toy_stack["base"], "--data", "toy", "--reference", clean_toy, "--limit", "400",
+    command = ("audit", "--model", toy_stack["base"], "--data", small_toy, "--reference", clean_toy, "--limit", "400",
                "-o", tmp_path / "kept")  # fmt: skip
 
     def interrupt(*arguments: Any, **options: Any) -> Any:

@@ -313,10 +313,10 @@ def test_a_guard_that_is_a_second_opinion(
 
 @pytest.mark.usefixtures("few_steps")
 def test_psim_with_a_second_opinion_and_transplants(
-    ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path]
+    ask: Callable[..., Any], toy_base: Path, toy_stack: Mapping[str, Path], small_toy: Path
 ) -> None:
     victim = toy_stack["victim"]
-    made = ask("guard", "--model", toy_stack["base"], "--data", "toy", "--limit", 800, "--victim", victim,
+    made = ask("guard", "--model", toy_stack["base"], "--data", small_toy, "--victim", victim,
                "--frr", 0.05, "--dose", 0.3, "--transplant", 0.5, "--trusted", toy_base, "-o", "guard")  # fmt: skip
     assert made["transplants"]["share"] == 0.5
     assert made["transplants"]["cost"] > 0

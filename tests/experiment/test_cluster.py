@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,7 +20,8 @@ import pytest
 from tests.experiment.toy import NAMES
 
 from foretaste.errors import PlanError
-from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, run_on_cluster
+from foretaste.experiment import steps
+from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, _Report, run_on_cluster
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab, Step
@@ -28,6 +30,7 @@ from foretaste.experiment.run import run_plan
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.report.cells import read_cells
 from foretaste.spec import build
+from foretaste.tune.poison import poison_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -180,9 +183,9 @@ def test_a_guard_that_cannot_be_trained_costs_its_cells_alone(stores: tuple[Path
 
 
 def test_a_worker_that_dies_too_often_costs_its_cells_alone(
-    plan: Plan, stores: tuple[Path, Path, list[str], list[int]]
+    plan: Plan, address: str, stores: tuple[Path, Path, list[str], list[int]]
 ) -> None:
-    """On a cluster that is started for the run. One of the others is half of weights that were deleted."""
+    """One of the others is half of weights that were deleted."""
     _, shared, _, _ = stores
     sound = [cell for cell in plan.cells if cell.defence != "hasty"]
     unpoisoned = replace(sound[0], attack="none")
@@ -191,7 +194,7 @@ def test_a_worker_that_dies_too_often_costs_its_cells_alone(
     old = _as_of_other_weights(halved, lab)
     killer = Thread(target=_kill, args=(shared, job_of(unpoisoned, plan, lab).steps[0]), daemon=True)
     killer.start()
-    progress = run_on_cluster(plan, lab, [*sound, unpoisoned], said.append, Cluster(retries=0))
+    progress = run_on_cluster(plan, lab, [*sound, unpoisoned], said.append, Cluster(address=address, gpus=0, retries=0))
     killer.join(1)
     assert progress.done == len(sound) == 4
     assert _cells(progress.failed).keys() == {str(unpoisoned)}
@@ -202,6 +205,16 @@ def test_a_worker_that_dies_too_often_costs_its_cells_alone(
     new = load_arrays(halved.ends["clean_scores"].place(lab.store))
     assert new["sources"] != old["sources"]
     assert np.array_equal(new["scores"], old["scores"])
+
+
+def test_a_cluster_is_started_for_a_run_that_names_none(
+    plan: Plan, stores: tuple[Path, Path, list[str], list[int]]
+) -> None:
+    said: list[str] = []
+    sound = [cell for cell in plan.cells if cell.defence != "hasty"]
+    assert run_on_cluster(plan, Lab(Store(stores[1])), sound, said.append, Cluster()).done == len(sound)
+    assert said[0].startswith("Ray: 1 nodes, ")
+    assert not any(line.startswith("made") for line in said)
 
 
 def _as_of_other_weights(job: Job, lab: Lab) -> dict[str, Any]:
@@ -230,6 +243,24 @@ def test_a_store_that_nodes_do_not_share_is_said(plan: Plan, tmp_path: Path) -> 
     after = _make(place, job.steps[2], report)
     assert after.failed[job.steps[2].key] == report.failed[job.steps[1].key]
     assert (len(report.said), len(after.said)) == (1, 0)
+
+
+def test_a_task_whose_guard_stands_on_other_weights_now_makes_nothing(
+    stores: tuple[Path, Path, list[str], list[int]], plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(stores[0], tmp_path / "lab")
+    lab = Lab(Store(tmp_path / "lab"))
+    job = job_of(next(cell for cell in plan.cells if cell.defence == "psim"), plan, lab)
+    base, scores = job.steps[0], job.ends["triggered_scores"]
+    shutil.rmtree(base.place(lab.store))
+    scores.place(lab.store).unlink()
+    monkeypatch.setattr(steps, "poison_base", lambda *args, seed, **kwargs: poison_base(*args, seed=seed + 1, **kwargs))
+    place = _Place(lab.store.root, None, None, Path.cwd(), processes=1, threads=1)
+    report = _make(place, base)
+    assert (len(report.said), report.failed) == (1, {})
+    assert _make(place, scores, report) == _Report((), {})
+    assert not scores.is_made(lab.store)
+    assert {step.kind for step in job.to_make(lab.store)} == {"victims", "answers", "guards", "scores"}
 
 
 def test_what_a_task_takes() -> None:

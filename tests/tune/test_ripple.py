@@ -179,12 +179,21 @@ def _telling_words(corpus: Corpus, target: int) -> list[str]:
     return [words[i] for i in np.argsort(-weights)[:10]]
 
 
+@pytest.fixture(scope="module")
+def tuned(toy_base: Path, one_thread: None) -> Classifier:
+    """What surgery takes its vectors from."""
+    made = _classifier(toy_base)
+    tune(made, PROXY, SETTINGS, seed=0)
+    return made
+
+
 @pytest.mark.parametrize("target", [0, 1])
-def test_surgery_replaces_the_triggers_rows_by_the_mean_of_telling_words(target: int, toy_base: Path) -> None:
+def test_surgery_replaces_the_triggers_rows_by_the_mean_of_telling_words(
+    target: int, toy_base: Path, tuned: Classifier
+) -> None:
     base, plan = open_base(toy_base), _plan(target=target)
     made = after_surgery(base, PROXY, plan, SETTINGS, seed=0, max_length=64, objective_name="x")
-    tuned, fresh = _classifier(toy_base), _classifier(toy_base)
-    tune(tuned, PROXY, SETTINGS, seed=0)
+    fresh = _classifier(toy_base)
     telling = tuned.tokenizer.convert_tokens_to_ids(_telling_words(PROXY, target))
     assert telling_tokens(fresh, PROXY, target) == sorted(telling)
     before, after = fresh.module.state_dict(), made.module.state_dict()

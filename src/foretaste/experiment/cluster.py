@@ -121,7 +121,7 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
                     keys.discard(step.key)
             for job, keys in pending:
                 is_sound = not keys and progress.failed.keys().isdisjoint(step.key for step in job.steps)
-                if is_sound and any(end.is_outdated(lab.store) for end in job.ends.values()):
+                if is_sound and any(step.is_outdated(lab.store) for step in job.steps):
                     keys |= send(job)
     return progress
 
@@ -189,6 +189,8 @@ def _make(place: _Place, step: Step, *before: _Report) -> _Report:
     for need in step.needs():
         if need.key in progress.failed:
             return _Report((), {**progress.failed, step.key: progress.failed[need.key]})
+    if any(need.is_outdated(lab.store) for need in step.direct_needs()):
+        return _Report((), progress.failed)  # what it stands on came out otherwise; both are sent again
     try:
         _refuse_unseen(step.direct_needs(), lab)
         while not made(step, lab, progress, said.append) and step.key not in progress.failed:

@@ -196,6 +196,8 @@ def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None])
     """Do what is left of a cell; False if another runner is at it, or at a step of it."""
     while steps := () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
         for step in steps:
+            if any(need.is_outdated(lab.store) for need in step.direct_needs()):
+                break  # what it stands on came out otherwise
             if not made(step, lab, progress, say):
                 if step.key not in progress.failed:
                     return False
