@@ -274,6 +274,8 @@ def test_weights_that_come_out_otherwise_outdate_what_was_made_from_them(
     assert run_plan(plan, Lab(store), [job.cell for job in wanted], said.append).done == 2
     made = [line.split("/")[0].removeprefix("made ") for line in said if line.startswith("made")]
     assert sorted(made) == (["bases", "victims"] if is_same else ["bases", "guards", "victims"])
+    again = [line.split("/")[0] for line in said if line.endswith("otherwise than before")]
+    assert sorted(again) == ([] if is_same else ["made guards", "made victims"])
     after = {name: end.found(Lab(store)) for name, end in kept.items()}
     for name, arrays in before.items():
         changed = [each for each in ("certainty", "scores") if each in arrays and

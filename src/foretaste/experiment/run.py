@@ -216,7 +216,9 @@ def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -
         if not is_mine:
             return False
         if not step.is_made(lab.store):
-            start = time.monotonic()
+            start, why = time.monotonic(), ""
+            if step.is_outdated(lab.store):
+                why = ", again: what it stands on came out otherwise than before"
             try:
                 if step.is_training and lab.processes > 1:
                     in_processes(lab.processes, partial(step.make, lab))
@@ -228,7 +230,7 @@ def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -
                 return False
             lab.store.forget_partial(step.key)
             if step.is_training:
-                say(f"made {step.kind}/{step.key} in {time.monotonic() - start:.0f} s")
+                say(f"made {step.kind}/{step.key} in {time.monotonic() - start:.0f} s{why}")
     return True
 
 
