@@ -83,10 +83,9 @@ class Reading(Step):
 
     def keep(self, lab: Lab, cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays, cost and whose they are."""
-        beside = {"cost": asdict(cost), "sources": self.sources(lab.store)}
-        save_arrays(
-            self.place(lab.store), {**arrays, **{name: np.asarray(json.dumps(each)) for name, each in beside.items()}}
-        )
+        told = {"cost": asdict(cost), "sources": self.sources(lab.store)}
+        texts = {name: np.asarray(json.dumps(each)) for name, each in told.items()}
+        save_arrays(self.place(lab.store), {**arrays, **texts})
 
 
 def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int | None = None) -> Cost:
