@@ -93,6 +93,13 @@ def test_it_knows_its_task(washed: Classifier) -> None:
     assert _accuracy(washed) > 0.75
 
 
+def test_the_same_seed_gives_the_same_weights(
+    method: Unlearner, washed: Classifier, poisoned: Base, given: Mapping[str, Any]
+) -> None:
+    again = method.apply(poisoned, CORPUS, **given).classifier
+    torch.testing.assert_close(_weights(again), _weights(washed), rtol=0, atol=0)
+
+
 class Killed(BaseException):
     """The power is gone."""
 

@@ -100,7 +100,7 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
 
         def send(job: Job) -> set[str]:
             """Start what is left to make of a cell, unless it runs; return the keys of all that it waits for."""
-            for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
+            for step in job.left(lab.store):
                 if tasks.get(step.key) not in running:
                     before = [tasks[need.key] for need in step.needs() if need.key in tasks]
                     task = ray.remote(_make).options(name=f"{step.kind}/{step.key}", **options)

@@ -77,6 +77,10 @@ class Job:
                     open_(need)
         return tuple(found.values())
 
+    def left(self, store: Store) -> tuple[Step, ...]:
+        """What is to be made before its record can be written; nothing if that is there."""
+        return () if store.cell(self.key).is_file() else self.to_make(store)
+
     def sources(self, store: Store) -> dict[str, str] | None:
         """Return the digests of the weights whose readings, all made, it reads, by step; None if they disagree."""
         found: dict[str, str] = {}

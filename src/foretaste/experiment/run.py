@@ -194,7 +194,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
     """Do what is left of a cell; False if another runner is at it, or at a step of it."""
-    while steps := () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
+    while steps := job.left(lab.store):
         for step in steps:
             if any(need.is_outdated(lab.store) for need in step.direct_needs()):
                 break  # what it stands on came out otherwise
@@ -262,7 +262,7 @@ def headline(record: Record) -> str:
 
 def _lacking(job: Job, lab: Lab) -> str:
     """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
-    for step in () if lab.store.cell(job.key).is_file() else job.to_make(lab.store):
+    for step in job.left(lab.store):
         if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
             return lacking
         base = getattr(step, "base", None)
