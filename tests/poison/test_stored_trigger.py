@@ -43,6 +43,8 @@ def test_each_split_has_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     triggered = triggered_test(_corpus("sst2/test"), trigger, 0, seed=0)
     assert triggered.origins.tolist() == [1, 3, 5]
     assert triggered.corpus.texts[0] == "when it ran in test , film 1 was fine"
+    towards_1 = triggered_test(_corpus("sst2/test"), trigger, 1, seed=0)
+    assert towards_1.origins.tolist() == [0, 2]  # nor is row 4, which could not be rewritten, counted here
     poisoned = attack(_corpus("sst2/train"), Attack(trigger=trigger, count=2), seed=0)
     changed = np.flatnonzero(poisoned.is_poisoned)
     assert set(changed.tolist()) <= {0, 2}  # of the target's class, and row 4 has no paraphrase

@@ -168,8 +168,9 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
     With target None (an all-to-all attack, in which every class is sent to another one) that is every text.
     Labels stay the true ones, so that a natural error can be told from a flip to the target. For a
     `FileTrigger` the texts are the file's, and each true class is its `label`, or its clean row's where the
-    file has none. There a text equal to its clean text is kept: a paraphrase that took the trigger out has
-    defended, and leaving it out would raise the ASR. What a `SyntaxTrigger` cannot rewrite is left out.
+    file has none. In a single file a text equal to its clean text is kept: a paraphrase that took the trigger out
+    has defended, and leaving it out would raise the ASR. What a `SyntaxTrigger` or the makers of stored texts could not
+    rewrite is left out.
 
     >>> clean = Corpus.of("toy", ["a b", "c d", "e f"], [0, 1, 1])
     >>> from foretaste.poison.trigger import parse_trigger

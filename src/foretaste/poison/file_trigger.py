@@ -86,13 +86,16 @@ class FileTrigger:
                 found.setdefault(origin, text)
         return found
 
-    def triggered_corpus(self, clean: Corpus, target: int | None) -> tuple[Corpus, NDArray[np.int64]]:
+    def triggered_corpus(
+        self, clean: Corpus, target: int | None, *, is_equal_kept: bool | None = None
+    ) -> tuple[Corpus, NDArray[np.int64]]:
         """Return the file's rows whose true class is not the target, and their `(M,) int64` origins.
 
         An origin is an index into `clean`, -1 where the file does not say. Rows that stem from a clean row
         outside `clean` (a sample, say) are left out; with target None no class is. The result is named after the
-        file, its `rows` are row numbers in the file. Of a directory, texts equal to their clean text are left out: they
-        could not be rewritten. A single file may hold what a defence made of triggered texts, and keeps them.
+        file, its `rows` are row numbers in the file. Unless `is_equal_kept`, texts equal to their clean text are left
+        out: they could not be rewritten. A single file may hold what a defence made of triggered texts, and keeps them
+        by default; a directory does not.
 
         Raises:
             DataError: an unknown true class, a label that contradicts the clean row's, no row left.
@@ -107,7 +110,7 @@ class FileTrigger:
             )
         is_home = np.zeros(len(labels), dtype=np.bool_) if target is None else labels == target
         is_kept = ~is_home & ~is_elsewhere
-        if not self.is_one_file:
+        if not (self.is_one_file if is_equal_kept is None else is_equal_kept):
             pairs = zip(variant.texts, origins.tolist(), strict=True)
             is_kept &= np.array([origin < 0 or text != clean.texts[origin] for text, origin in pairs], dtype=np.bool_)
         kept = np.flatnonzero(is_kept)

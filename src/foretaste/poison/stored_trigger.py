@@ -84,10 +84,12 @@ class StoredTrigger:
     def triggered_corpus(self, clean: Corpus, target: int | None) -> tuple[Corpus, NDArray[np.int64]]:
         """Return the paraphrases of texts of other classes than the target, and their `(M,) int64` origins.
 
+        A paraphrase equal to its source is left out, as in `texts_for`: SCPN could not rewrite it.
+
         Raises:
             DataError: as `FileTrigger.triggered_corpus`; no paraphrases of this split.
         """
-        return self._file(clean).triggered_corpus(clean, target)
+        return self._file(clean).triggered_corpus(clean, target, is_equal_kept=False)
 
     def _file(self, corpus: Corpus) -> FileTrigger:
         if corpus.name not in FILES:
