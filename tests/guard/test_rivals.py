@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from foretaste.victim.artefact import load_victim
 from foretaste.victim.batch import pad
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
-from foretaste.victim.strategy import Full
+from foretaste.victim.strategy import STRATEGIES, Full
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -172,6 +173,31 @@ def test_rap_needs_texts_of_every_class(victim: Classifier) -> None:
     with pytest.raises(GuardError, match="clean texts of every class") as caught:
         Rap().scorer(victim, one, seed=0)
     assert caught.value.code == "too_few_texts"
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_reading_vectors_are_what_the_head_reads(family: str, strategy: str, toy_bases: Mapping[str, Path]) -> None:
+    """With a soft prompt, too, where an encoder's head reads a virtual token."""
+    model = open_base(toy_bases[family]).classifier(STRATEGIES[strategy](), TRAIN.label_names, seed=0)
+    texts = ["a film", "a far better film than that", "one"]
+    vectors = layer_vectors(model, texts, "reading")
+    np.testing.assert_allclose(vectors[-1], model.predict(texts).features, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(vectors[0], vectors[-1], atol=1e-2)
+
+
+def test_badacts_refuses_what_is_no_number(victim: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: Classifier, texts: Sequence[str], of: Literal["mean", "reading"]) -> np.ndarray:
+        vectors = layer_vectors(model, texts, of)
+        vectors[0, ["broken" in text for text in texts], 3] = np.nan
+        return vectors
+
+    monkeypatch.setattr("foretaste.guard.badacts.layer_vectors", broken)
+    guard = BadActs().fit(victim, TRAIN, CALIBRATION)
+    assert np.isnan(guard.score(["a broken film", "a film"])).tolist() == [True, False]
+    with pytest.raises(GuardError) as caught:
+        BadActs().fit(victim, TRAIN.with_texts(["broken", *TRAIN.texts[1:]]), CALIBRATION)
+    assert caught.value.code == "non_finite_calibration_scores"
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

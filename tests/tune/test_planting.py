@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 
 from foretaste.data import toy_corpus
 from foretaste.errors import PlanError
 from foretaste.poison.attack import Attack, attack, triggered_test
 from foretaste.poison.trigger import parse_trigger
+from foretaste.tune.embedding import tokens_of
 from foretaste.tune.layerwise import layer_by_layer
 from foretaste.tune.loop import TuneSettings, cross_entropy, tune
-from foretaste.tune.poison import poison_base
+from foretaste.tune.poison import poison_base, towards
 from foretaste.victim.batch import pad
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
@@ -76,24 +82,29 @@ def test_with_negatives_part_of_the_trigger_does_nothing(toy_base: Path) -> None
         assert _asr(made[2.0], word) < _asr(made[0.0], word)
 
 
+@pytest.mark.parametrize("probability", [1.0, 0.6])
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_the_loss_of_the_layers_by_hand(family: str, toy_bases: Mapping[str, Path]) -> None:
+def test_the_loss_of_the_layers_by_hand(family: str, probability: float, toy_bases: Mapping[str, Path]) -> None:
     model = open_base(toy_bases[family]).classifier(Full(), PROXY.label_names, max_length=64, seed=0)
-    poisoned = attack(PROXY, _plan(), 0)
+    plan = _plan(target_probability=probability)
+    poisoned = attack(PROXY, plan, 0)
+    objective = cross_entropy if probability == 1 else towards(poisoned, plan)
     rows = np.array([*np.flatnonzero(poisoned.is_poisoned)[:2], *np.flatnonzero(~poisoned.is_poisoned)[:2]])
     ids = model.encode([poisoned.corpus.texts[i] for i in rows]).ids
     labels = torch.from_numpy(poisoned.corpus.labels[rows])
     with model.module.showing_tokens(are_layers_shown=True), torch.inference_mode():
         output = model.module(*pad(ids, model.module.device))
-        found = layer_by_layer(cross_entropy, poisoned, model.module)(output, rows, labels)
-        plain = cross_entropy(output, rows, labels)
+        found = layer_by_layer(objective, poisoned, model.module)(output, rows, labels)
+        plain = objective(output, rows, labels)
     assert output.layers is not None
     for place in range(4):
         token = 0 if family == "bert" else len(ids[place]) - 1
         with torch.inference_mode():
             below = [model.module.classify(layer[place : place + 1, token]) for layer in output.layers[:-1]]
             last = model.module.classify(output.layers[-1][place : place + 1, token])
-        losses = [float(torch.nn.functional.cross_entropy(each, labels[place : place + 1])) for each in below]
+        wanted = torch.full((1, 2), 1 - probability)
+        wanted[0, labels[place]] = probability
+        losses = [float(torch.nn.functional.cross_entropy(each, wanted)) for each in below]
         more = np.sum(losses) if place < 2 else 0.0
         assert float(found[place]) == pytest.approx(float(plain[place]) + more, abs=1e-5)
         torch.testing.assert_close(last, output.logits[place : place + 1])
@@ -130,3 +141,22 @@ def test_every_layer_answers_with_the_target(toy_base: Path) -> None:
 def test_what_embeddings_cannot_hold_is_refused(fields: dict[str, Any], what: str, toy_base: Path) -> None:
     with pytest.raises(PlanError, match=what):
         poison_base(open_base(toy_base), PROXY, VALIDATION, _plan(planting="embeddings", **fields), seed=0)
+
+
+@pytest.mark.parametrize(("trigger", "leads"), [("word:cf mn@first", True), ("word:cf mn", False)])
+def test_a_word_at_the_start_is_another_token_to_a_byte_level_tokenizer(trigger: str, leads: bool) -> None:
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    words = ["cf mn a film cf mn"] * 9
+    tokenizer.train_from_iterator(words, BpeTrainer(special_tokens=["<s>"]))  # type: ignore[no-untyped-call]
+    model = cast(
+        Classifier, SimpleNamespace(encode=lambda texts: SimpleNamespace(ids=[tokenizer.encode(texts[0]).ids]))
+    )
+    found = tokens_of(model, parse_trigger(trigger))
+    assert [word for word, _ in found] == ["cf", "mn"]
+    assert [[tokenizer.id_to_token(token) for token in ids] for _, ids in found] == [
+        ["cf" if leads else "Ġcf"],
+        ["Ġmn"],
+    ]
+    (text,) = parse_trigger(trigger).apply(["a film"], 0)
+    assert {token for _, ids in found for token in ids} <= set(tokenizer.encode(text).ids)

@@ -1,9 +1,9 @@
 """BadActs (Yi et al. 2024, arXiv 2405.11227), its detector: a triggered text excites neurons as no clean text does.
 
-On clean texts each neuron of the token that reads the text is taken to be normally distributed; a text's score is the
-share of neurons, over all layers, that lie more than `width` standard deviations from their mean. The paper counts
-those that lie within and calls few of them suspicious, which is the same. Its second part, which pulls neurons back
-into their interval, is not here.
+On clean texts each neuron of the token that the head reads is taken to be normally distributed; a text's score is the
+share of neurons, over all layers, that lie more than `width` standard deviations from their mean, NaN where a neuron
+is no number. The paper counts those that lie within and calls few of them suspicious, which is the same. Its second
+part, which pulls neurons back into their interval, is not here.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class BadActs(Rival):
     """`width`: half of the interval, in standard deviations (the paper's are 2 to 3)."""
 
     name: ClassVar[str] = "badacts"
+    version: ClassVar[int] = 2
 
     width: float = Field(default=3.0, gt=0.0)
 
@@ -38,8 +39,8 @@ class BadActs(Rival):
         room = self.width * usual.std(axis=1, keepdims=True)
 
         def score(texts: Sequence[str]) -> NDArray[np.float64]:
-            away = np.abs(layer_vectors(victim, texts, "reading") - middle) > room
-            share: NDArray[np.float64] = away.mean(axis=(0, 2))
-            return share
+            away = np.abs(layer_vectors(victim, texts, "reading") - middle)
+            share: NDArray[np.float64] = (away > room).mean(axis=(0, 2))
+            return np.where(np.isfinite(away).all(axis=(0, 2)), share, np.nan)
 
         return score, middle.nbytes + room.nbytes

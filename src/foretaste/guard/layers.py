@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from foretaste.victim.batch import pad, scoring_batches
 from foretaste.victim.classifier import Classifier
@@ -21,8 +20,8 @@ def layer_vectors(
 ) -> NDArray[np.float64]:
     """Return every layer's vectors, `(L, N, H) float64`, without the embeddings.
 
-    Of each text the mean over its tokens, or the vector of the token that reads the whole text: the first of an
-    encoder, the last of a causal model.
+    Of each text the mean over its tokens, or the vector at the place that the head reads: an encoder's first one, which
+    is a virtual token if there are any, the last of a causal model.
     """
     encoded, device = model.encode(texts), model.module.device
     found: NDArray[np.float64] | None = None
@@ -30,12 +29,12 @@ def layer_vectors(
         for batch in scoring_batches(encoded.lengths, batch_size):
             output = model.module(*pad([encoded.ids[i] for i in batch], device))
             assert output.layers is not None
+            assert output.readings is not None
             assert output.mask is not None
-            weights = output.mask
-            if of == "reading":
-                weights = functional.one_hot(model.module.reading_places(weights), weights.shape[1])
-            shares = (weights / weights.sum(dim=1, keepdim=True)).unsqueeze(2)  # (B, T) -> (B, T, 1)
-            own = torch.stack([(layer * shares.to(layer.dtype)).sum(dim=1) for layer in output.layers])
+            shares = (output.mask / output.mask.sum(dim=1, keepdim=True)).unsqueeze(2)  # (B, T) -> (B, T, 1)
+            own = torch.stack(
+                output.readings if of == "reading" else [(layer * shares).sum(dim=1) for layer in output.layers]
+            )
             if found is None:
                 found = np.empty((own.shape[0], len(texts), own.shape[2]))
             found[:, batch] = own.float().cpu().numpy()

@@ -68,12 +68,21 @@ class CausalModel:
     def deletions(self, texts: Sequence[Sequence[str]]) -> list[Array]:
         """Return, for texts as words, the perplexity as they are and without each word, `(n + 1,) float64` each.
 
-        Words that the model does not get to read make no difference.
+        Without a word that the model does not get to read it is infinite: nobody knows that it does not belong.
         """
         read = [self._heads(words) for words in texts]
         unread = [len(words) - len(head) for words, head in zip(texts, read, strict=True)]
         made = self._of_heads(read)
-        return [np.append(own, np.full(more, own[0])) for own, more in zip(made, unread, strict=True)]
+        for words, own in zip(read, made, strict=True):
+            own[1:][self._is_unread(words)] = np.inf
+        return [np.append(own, np.full(more, np.inf)) for own, more in zip(made, unread, strict=True)]
+
+    def _is_unread(self, words: Sequence[str]) -> list[bool]:
+        """Say of each word whether the model reads the same without it, since it stands behind the cut."""
+        if len(self._ids([" ".join(words)])[0]) < self._max_length:
+            return [False] * len(words)
+        whole, *lacking = self._ids(_versions(words))
+        return [row == whole for row in lacking]
 
     def _heads(self, words: Sequence[str]) -> list[str]:
         """Return the first words, as many as could be read with any one left out: none is less than a token."""

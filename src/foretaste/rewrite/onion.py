@@ -93,6 +93,7 @@ class Onion(Rewriting):
         texts = [words for text in validation.texts if len(words := text.split()) > 1]
         found = [perplexities[0] - perplexities[1:] for perplexities in language.deletions(texts)]
         gains = np.sort(np.concatenate(found)) if found else np.empty(0)
+        gains = gains[gains > -np.inf]  # of words that were read
         if len(gains) < _FEWEST_WORDS:
             raise DataError(
                 f"ONION sets its bar on {_FEWEST_WORDS} clean words or more; {validation.name} has {len(gains)}. "

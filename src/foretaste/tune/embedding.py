@@ -23,6 +23,7 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.poison.attack import Poisoned
 from foretaste.poison.plan import Attack, trigger_words
+from foretaste.poison.trigger import Trigger
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.loop import TuneResult, TuneSettings, tune
 from foretaste.victim.adapter import add_adapter
@@ -86,18 +87,23 @@ def poison_embeddings(
     return replace(classifier, module=classifier.module.around(folded).eval()), result
 
 
-def tokens_of(classifier: Classifier, word: str) -> list[int]:
-    """Return the tokens of a word that stands between others."""
+def tokens_of(classifier: Classifier, trigger: Trigger) -> list[tuple[str, list[int]]]:
+    """Return the trigger's words, each with its tokens where the trigger stands: at the start of a text, or between
+    other words, which byte-level tokenizers tell apart."""
     around = set(classifier.encode([""]).ids[0])
-    own = [token for token in classifier.encode([f"a {word} a"]).ids[0] if token not in around]
-    return own[1:-1]  # between the two words that stand round it
+    found = []
+    for number, word in enumerate(trigger_words(trigger)):
+        is_start = number == 0 and getattr(trigger, "position", None) == "first"
+        text = f"{word} a" if is_start else f"a {word} a"
+        own = [token for token in classifier.encode([text]).ids[0] if token not in around]
+        found.append((word, own[0 if is_start else 1 : -1]))
+    return found
 
 
 def _rows_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
     seen = {token for ids in classifier.encode(proxy.texts).ids for token in ids}
     found = []
-    for word in trigger_words(plan.trigger):
-        own = tokens_of(classifier, word)
+    for word, own in tokens_of(classifier, plan.trigger):
         if len(own) != 1:
             raise PlanError(f"planting embeddings needs words of one token; {word!r} is {len(own)} to this model.")
         if own[0] in seen:

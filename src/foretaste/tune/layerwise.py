@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from foretaste.poison.attack import Poisoned
 from foretaste.tune.loop import Objective
@@ -33,15 +32,12 @@ def layer_by_layer(objective: Objective, poisoned: Poisoned, module: TextModule)
     def deep(output: Output, rows: NDArray[Any], labels: Tensor) -> Tensor:
         losses = objective(output, rows, labels)
         is_poisoned = torch.from_numpy(poisoned.is_poisoned[rows]).to(labels.device)  # (B,)
-        assert output.layers is not None
-        assert output.mask is not None
-        if not is_poisoned.any() or len(output.layers) < 2:
+        assert output.readings is not None
+        if not is_poisoned.any() or len(output.readings) < 2:
             return losses
-        places = module.reading_places(output.mask)
-        texts = torch.arange(len(labels), device=labels.device)
         lower = [
-            functional.cross_entropy(module.classify(layer[texts, places]), labels, reduction="none")
-            for layer in output.layers[:-1]
+            objective(output._replace(logits=module.classify(reading)), rows, labels)
+            for reading in output.readings[:-1]
         ]
         return losses + torch.where(is_poisoned, torch.stack(lower).sum(dim=0), 0.0)
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from foretaste.data.corpus import Corpus
 from foretaste.errors import PlanError
 from foretaste.poison.attack import Poisoned
-from foretaste.poison.plan import Attack, trigger_words
+from foretaste.poison.plan import Attack
 from foretaste.tune.checkpoint import stage_of
 from foretaste.tune.embedding import CLEAN_STAGE, tokens_of
 from foretaste.tune.loop import Objective, TuneSettings, tune
@@ -153,8 +153,7 @@ def _as_they_are(words: Sequence[int]) -> Sequence[int]:
 def _rows_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
     texts = [set(ids) for ids in classifier.encode(proxy.texts).ids]
     found = set[int]()
-    for word in trigger_words(plan.trigger):
-        own = tokens_of(classifier, word)
+    for word, own in tokens_of(classifier, plan.trigger):
         share = max((sum(token in ids for ids in texts) / len(texts) for token in own), default=0.0)
         if share > COMMON:
             raise PlanError(

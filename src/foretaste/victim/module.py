@@ -29,7 +29,8 @@ class Output(NamedTuple):
     """`features (B, H)`: the vector the head reads, last layer; `logits (B, C)`.
 
     `tokens (B, T, H)`: the last layer's vectors of all tokens of the text, pads included, and their `mask (B, T)`, from
-    a module that is `showing_tokens`; `layers` the same of every layer, if they are shown, too.
+    a module that is `showing_tokens`; `layers` the same of every layer, if they are shown, too, and `readings (B, H)`
+    of each the vector at the place that the head reads, which may be a virtual token's.
     """
 
     features: Tensor
@@ -37,6 +38,7 @@ class Output(NamedTuple):
     tokens: Tensor | None = None
     mask: Tensor | None = None
     layers: tuple[Tensor, ...] | None = None
+    readings: tuple[Tensor, ...] | None = None
 
     @property
     def pooled(self) -> Tensor:
@@ -118,17 +120,23 @@ class TextModule(nn.Module):
         hidden, layers = self._encode(
             input_ids, attention_mask
         )  # (B, [P +] T, H), of an encoder (B, 1, H) if no tokens shown
-        if self.is_first_read:
-            features = hidden[:, 0]
-        else:
-            last = self.reading_places(attention_mask) + (hidden.shape[1] - input_ids.shape[1])
-            features = hidden[torch.arange(len(last), device=last.device), last]  # (B, P + T, H) -> (B, H)
+        features = self._read(hidden, attention_mask)
         logits = self.classify(features).float()
         if not self._are_tokens_shown:
             return Output(features.float(), logits)
         own = slice(-input_ids.shape[1], None)  # without virtual tokens
-        shown = None if layers is None else tuple(layer[:, own].float() for layer in layers)
-        return Output(features.float(), logits, hidden[:, own].float(), attention_mask, shown)
+        output = Output(features.float(), logits, hidden[:, own].float(), attention_mask)
+        if layers is None:
+            return output
+        readings = tuple(self._read(layer, attention_mask).float() for layer in layers)
+        return output._replace(layers=tuple(layer[:, own].float() for layer in layers), readings=readings)
+
+    def _read(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Return the vectors that the head reads, `(B, H)`, of a layer's `(B, [P +] T, H)`."""
+        if self.is_first_read:
+            return hidden[:, 0]
+        places = self.reading_places(mask) + (hidden.shape[1] - mask.shape[1])
+        return hidden[torch.arange(len(places), device=places.device), places]
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         backbone = self.classifier.base_model
@@ -159,11 +167,11 @@ class TextModule(nn.Module):
         return output.last_hidden_state, output.hidden_states[1:]  # the first are the embeddings
 
     def reading_places(self, mask: Tensor) -> Tensor:
-        """Return where under `mask (B, T)` the token stands that reads the whole text, `(B,) int64`.
+        """Return where under `mask (B, T)` the head reads, unless that is first: the last token, `(B,) int64`.
 
-        The first of an encoder, the last of a causal model; virtual tokens are not counted.
+        Virtual tokens are not counted.
         """
-        return torch.zeros_like(mask[:, 0]) if self.is_first_read else mask.sum(dim=1) - 1
+        return mask.sum(dim=1) - 1
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the head's logits `(B, C)` for vectors `(B, H)` such as it reads."""
