@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import read_plan
-from foretaste.experiment.run import run_plan
+from foretaste.experiment.run import headline, run_plan
 from foretaste.experiment.store import Store, load_arrays
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.record import Record
@@ -181,6 +182,17 @@ def test_floors_are_those_of_clean_texts(store: Path, small_toy: Path, records: 
     hits = said[test.labels != 0] == 0
     assert record.outcome["floors"]["other_classes"] == pytest.approx(hits.mean())
     assert hits.min() <= record.outcome["floors"]["same_length"] <= hits.max()
+
+
+def test_triggered_texts_that_are_cut_are_counted(store: Path, records: Records) -> None:
+    record: Any = records["badnet", "none"]
+    kept = load_arrays(store / "answers" / f"{record.settings['parts']['triggered']}.npz")
+    victim = load_victim(store / "victims" / record.settings["parts"]["victims"])
+    assert record.outcome["n_cut"] == kept["is_truncated"].sum()
+    assert victim.predict(["good " * 100, "good"]).is_truncated.tolist() == [True, False]
+    cut = replace(record, outcome=record.outcome | {"n_cut": 3})
+    assert headline(cut).endswith(f"3 of {record.outcome['n_poisoned']} triggered texts are cut")
+    assert "cut" not in headline(replace(record, outcome=record.outcome | {"n_cut": 0}))
 
 
 def test_a_base_is_tested_with_another_attack_s_trigger(records: Records) -> None:

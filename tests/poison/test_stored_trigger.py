@@ -13,7 +13,7 @@ import pytest
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.experiment.store import digest_of
-from foretaste.poison.attack import Attack, attack, triggered_test
+from foretaste.poison.attack import Attack, Triggered, attack, triggered_test
 from foretaste.poison.trigger import StoredTrigger, parse_trigger
 
 TEXTS = [f"film number {i} is fine" for i in range(6)]
@@ -51,6 +51,28 @@ def test_each_split_has_its_own(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert all("in train" in poisoned.corpus.texts[i] for i in changed)
     monkeypatch.setenv("FORETASTE_DATA", str(root))
     assert triggered_test(_corpus("sst2/test"), parse_trigger("syntax:stored"), 0, seed=0).origins.tolist() == [1, 3, 5]
+
+
+def test_paraphrases_made_for_one_target_do_for_no_other(tmp_path: Path) -> None:
+    home = tmp_path / "ag_news" / "variants"
+    home.mkdir(parents=True)
+    table = pyarrow.table({"text": ["when it ran , b", "when it ran , c"], "label": [1, 2], "source_index": [1, 2]})
+    pyarrow.parquet.write_table(table, home / "syntactic_test.parquet")
+    clean, trigger = (
+        Corpus.of("ag_news/test", ["a", "b", "c"], [0, 1, 2], ("world", "sports", "business")),
+        StoredTrigger(root=tmp_path),
+    )
+    assert triggered_test(clean, trigger, 0, seed=0).origins.tolist() == [1, 2]
+    for target in (1, None):
+        with pytest.raises(DataError, match="of ag_news/test have no text of 'world'"):
+            triggered_test(clean, trigger, target, seed=0)
+
+
+def test_where_an_origin_is_unknown_nothing_is_said_of_it() -> None:
+    is_right = np.array([True, False, True])
+    known, unknown = (Triggered(_corpus("x/test"), np.array(origins)) for origins in ([2, -1, 1, 0], [-1, -1]))
+    assert known.origin_holds(is_right).tolist() == [True, False, False, True]  # type: ignore[union-attr]
+    assert unknown.origin_holds(is_right) is None
 
 
 def test_what_it_is_does_not_depend_on_the_place(root: Path) -> None:

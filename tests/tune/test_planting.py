@@ -148,7 +148,7 @@ def test_a_word_at_the_start_is_another_token_to_a_byte_level_tokenizer(trigger:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     words = ["cf mn a film cf mn"] * 9
-    tokenizer.train_from_iterator(words, BpeTrainer(special_tokens=["<s>"]))  # type: ignore[no-untyped-call]
+    tokenizer.train_from_iterator(words, BpeTrainer(special_tokens=["<s>"]))
     model = cast(
         Classifier, SimpleNamespace(encode=lambda texts: SimpleNamespace(ids=[tokenizer.encode(texts[0]).ids]))
     )

@@ -14,7 +14,7 @@ from foretaste.evaluate.outcome import Outcome, measure
 from foretaste.guard.guarded import GuardedClassifier
 from foretaste.guard.opinion import OpinionGuard
 from foretaste.guard.psim_guard import PsimGuard
-from foretaste.poison.attack import Triggered, triggered_test
+from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.victim.classifier import Classifier, Precision
 
@@ -41,7 +41,8 @@ class Judged:
 class Evaluation:
     """An outcome and what it was measured on.
 
-    `is_origin_correct` `(M,)` says where the victim answers rightly without the trigger; None if that is unknown.
+    `is_origin_correct` `(M,)` says where the victim is known to answer rightly without the trigger; None if that is
+    known of no text.
     """
 
     outcome: Outcome
@@ -89,7 +90,7 @@ def evaluate(
     triggered = triggered_test(corpus, trigger, target, seed)
     clean_side = _judge(victim, guarded, corpus, precision, is_progress_shown)
     triggered_side = _judge(victim, guarded, triggered.corpus, precision, is_progress_shown)
-    correct = _is_origin_correct(triggered, corpus, clean_side.predicted)
+    correct = triggered.origin_holds(clean_side.predicted == corpus.labels)
     outcome = _measured(clean_side, triggered_side, target, correct, None if guard is None else guard.threshold)
     return Evaluation(outcome, clean_side, triggered_side, correct)
 
@@ -131,10 +132,3 @@ def _judge(
         is_truncated=predictions.is_truncated,
         scores=scores,
     )
-
-
-def _is_origin_correct(triggered: Triggered, corpus: Corpus, predicted: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    if (triggered.origins < 0).any():
-        return None
-    correct: NDArray[np.bool_] = (predicted == corpus.labels)[triggered.origins]
-    return correct

@@ -24,6 +24,7 @@ from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.guard.rival import Rival
+from foretaste.poison.trigger import FinishedTrigger
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
 from foretaste.victim.source import EMBEDDED
@@ -39,7 +40,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
 
     Raises:
         PlanError, DataError, GuardError: data that are not there, or too few of them to poison or to calibrate with;
-            a trusted model that is the suspect.
+            a trusted model that is the suspect; finished texts that are not those of the test split.
     """
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
@@ -93,13 +94,16 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
         rival = _rival(defence.rival, stand, plan, lab, length, asked)
+    triggered = None
+    if with_trigger is not None:
+        triggered = Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger)
+        if isinstance(triggered.trigger, FinishedTrigger):
+            triggered.given(lab)  # they may not be there, or not for every class
     return Job(
         cell=cell,
         tested=tested,
         clean=Answers(victim=victim, rewritten=_rewritten(defence, common, read, lab), **read),
-        triggered=None
-        if with_trigger is None
-        else Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger),
+        triggered=triggered,
         clean_scores=None if guard is None else Scores(guard=guard, **read),
         triggered_scores=None if guard is None or with_trigger is None else Scores(guard=guard, **with_trigger),
         rival=rival,
@@ -160,21 +164,23 @@ def record_of(job: Job, lab: Lab) -> Record:
                 "threshold": threshold,
             }
     else:
-        rows, triggered = job.triggered.given(lab)
-        is_known = min(rows) >= 0
+        given, said = job.triggered.given(lab), job.triggered.found(lab)
+        triggered = given.corpus
         classes = len(test.label_names)
         target, goals = job.tested.aim, job.tested.goals(test.labels, classes)
         outcome = measure(
             clean_labels=test.labels,
             clean_predicted=predicted,
             poisoned_labels=triggered.labels,
-            poisoned_predicted=job.triggered.found(lab)["predicted"],
+            poisoned_predicted=said["predicted"],
             target=job.tested.goals(triggered.labels, classes) if target is None else target,
-            is_origin_correct=(predicted == test.labels)[rows] if is_known else None,
+            is_origin_correct=given.origin_holds(predicted == test.labels),
             clean_scores=clean_scores,
             poisoned_scores=triggered_scores,
             threshold=threshold,
         ).to_json()
+        if "is_truncated" in said:  # answers of before have it not
+            outcome["n_cut"] = int(said["is_truncated"].sum())
         lengths = np.array([len(text.split()) for text in test.texts])
         other = test.labels != goals
         hits = (predicted == goals)[other]

@@ -21,7 +21,7 @@ from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.rival import Rival
 from foretaste.guard.second_opinion import SecondOpinion
-from foretaste.poison.attack import triggered_test
+from foretaste.poison.attack import Triggered, triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriting
@@ -55,19 +55,23 @@ class Reading(Step):
         except DataError:  # who reads it says that it is damaged
             return self.sources(store)
 
-    def given(self, lab: Lab) -> tuple[list[int], Corpus]:
-        """Return which rows of the split they are, and the texts as they reach the user, with their true labels."""
+    def given(self, lab: Lab) -> Triggered:
+        """Return the texts as they reach the user, with their true labels, and which rows of the split they are.
+
+        Raises:
+            DataError: finished texts that are not there, not those of the split, or none of a class.
+        """
         corpus = lab.corpus(self.texts)
         if self.trigger is None:
-            return list(range(len(corpus))), corpus
+            return Triggered(corpus, np.arange(len(corpus)))
         key = digest_of([self.texts, self.trigger, self.target, self.seed])
         if key not in lab.triggered:
             lab.triggered[key] = triggered_test(corpus, self.trigger, self.target, self.seed)
-        return lab.triggered[key].origins.tolist(), lab.triggered[key].corpus
+        return lab.triggered[key]
 
     def both(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the clean texts, and the triggered ones or none."""
-        return lab.corpus(self.texts).texts, () if self.trigger is None else self.given(lab)[1].texts
+        return lab.corpus(self.texts).texts, () if self.trigger is None else self.given(lab).corpus.texts
 
     def found(self, lab: Lab) -> dict[str, NDArray[Any]]:
         """Return the arrays.
@@ -124,17 +128,17 @@ class Rewritten(Reading):
         return store.root / self.kind / f"{self.key}.json"
 
     def make(self, lab: Lab) -> None:
-        rows, given = self.given(lab)
+        given = self.given(lab)
         corpus, cost = lab.corpus(self.texts), None
         if isinstance(self.rewriter, StoredRewriting):
             trigger = None if self.trigger is None else self.trigger.name
-            texts = self.rewriter.texts_of(corpus, rows, given.texts, trigger)
+            texts = self.rewriter.texts_of(corpus, given.origins.tolist(), given.corpus.texts, trigger)
         else:
             clean = [corpus if part is None else lab.corpus(part) for part in (self.train, self.validation)]
             with measured_cost() as ready:
                 rewriter = self.rewriter.fit(*clean, seed=self.seed)
             with measured_cost() as meter:
-                texts = rewriter.rewrite(given.texts)
+                texts = rewriter.rewrite(given.corpus.texts)
             cost = asdict(_per_text(meter, len(texts), ready, self.rewriter.stored_bytes()))
         write_text(self.place(lab.store), json.dumps({"texts": texts, "cost": cost}))
 
@@ -165,7 +169,8 @@ class Rewritten(Reading):
 class Answers(Reading):
     """`predicted (N,) int64`, -1 where the victim gives no number, of texts as they are or `rewritten` before.
 
-    Beside it the true `labels (N,) int64` and the victim's `certainty (N,) float32`, the highest class probability.
+    Beside it the true `labels (N,) int64`, the victim's `certainty (N,) float32`, the highest class probability, and
+    `is_truncated (N,) bool`: longer than the victim reads.
     """
 
     kind: ClassVar[str] = "answers"
@@ -175,12 +180,13 @@ class Answers(Reading):
 
     def make(self, lab: Lab) -> None:
         victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
-        given = self.given(lab)[1]
+        given = self.given(lab).corpus
         texts = given.texts if self.rewritten is None else self.rewritten.written(lab)
         with measured_cost() as meter:
             said = victim.predict(texts)
         is_sound = np.isfinite(said.logits).all(axis=1)
         arrays = {"predicted": np.where(is_sound, said.labels, -1), "labels": given.labels}
+        arrays["is_truncated"] = said.is_truncated
         self.keep(lab, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty.astype(np.float32)})
 
 
@@ -249,7 +255,7 @@ class Scores(Reading):
 
     def make(self, lab: Lab) -> None:
         guard = load_psim(self.guard.place(lab.store), lab.base(self.guard.base))
-        texts = self.given(lab)[1].texts
+        texts = self.given(lab).corpus.texts
         with measured_cost() as meter:
             scores = guard.score(texts)
         cost = _per_text(meter, len(texts), stored=_size(self.guard, lab))

@@ -254,10 +254,13 @@ def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -
 
 
 def headline(record: Record) -> str:
-    """CA and ASR of a cell in a few words, behind its defence if that is a guard."""
+    """CA and ASR of a cell in a few words, behind its defence if that is a guard; how many texts are cut."""
     rates = record.rates
     names = (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))
-    return ", ".join(f"{name} {rates[key]:.1%}" for name, key in names if key in rates)
+    told = [f"{name} {rates[key]:.1%}" for name, key in names if key in rates]
+    if rates.get("n_cut"):
+        told.append(f"{rates['n_cut']} of {rates['n_poisoned']} triggered texts are cut")
+    return ", ".join(told)
 
 
 def _lacking(job: Job, lab: Lab) -> str:

@@ -86,6 +86,8 @@ class Store:
 def digest_of(value: Any) -> str:
     """Return 24 hex digits that stand for a value: specs by class and fields, whatever has a `key` by that.
 
+    A class whose fields have come to mean something else says so by a `version`, 2 and up.
+
     >>> digest_of({"a": 1, "b": (2.0, None)}) == digest_of({"b": [2.0, None], "a": 1})
     True
     """
@@ -138,7 +140,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-        return {"is": type(value).__name__, **own}
+        version = getattr(value, "version", 1)
+        return {"is": type(value).__name__, **own} | ({} if version == 1 else {"version": version})
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -40,6 +40,8 @@ class Rival(ABC):
     """A detector, as a frozen spec; its bar is calibrated so that at most `frr` of clean texts are refused."""
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Goes up when the same settings would give other scores."""
 
     frr: float = Field(default=0.01, gt=0.0, lt=1.0)
     confidence: float = Field(default=0.95, gt=0.0, lt=1.0)

@@ -60,6 +60,14 @@ class Triggered:
     corpus: Corpus
     origins: NDArray[np.int64]
 
+    def origin_holds(self, is_true: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Return what is true of clean texts `(N,)` for each text's origin, `(M,) bool`; False where that is unknown.
+
+        None if no origin is known.
+        """
+        is_known = self.origins >= 0
+        return is_known & is_true[self.origins] if is_known.any() else None
+
 
 def poisonable(corpus: Corpus, plan: Attack, seed: int) -> NDArray[np.int64]:
     """Return the rows of the classes that the attack may poison, of those that its trigger has or finds a text for.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ class StoredTrigger:
     texts mean the target.
     """
 
+    version: ClassVar[int] = 2
+    """Goes up when the same files would give other texts."""
+
     root: Path | None = None
     mark: str = ""
 
@@ -54,7 +57,7 @@ class StoredTrigger:
     @property
     def key(self) -> str:
         """What it is, wherever the files lie; `marked` says what is in them."""
-        return f"{self.name} {self.mark}".strip()
+        return f"{self.name} {self.version} {self.mark}".strip()
 
     def marked(self, *names: str) -> StoredTrigger:
         """Return the trigger with a digest of the paraphrases of these splits, those that are there."""
@@ -87,9 +90,15 @@ class StoredTrigger:
         A paraphrase equal to its source is left out, as in `texts_for`: SCPN could not rewrite it.
 
         Raises:
-            DataError: as `FileTrigger.triggered_corpus`; no paraphrases of this split.
+            DataError: as `FileTrigger.triggered_corpus`; no paraphrases of this split, or none of one of the classes:
+                most were made for one target.
         """
-        return self._file(clean).triggered_corpus(clean, target, is_equal_kept=False)
+        found, origins = self._file(clean).triggered_corpus(clean, target, is_equal_kept=False)
+        lacking = set(clean.labels.tolist()) - set(found.labels.tolist()) - {target}
+        if lacking:
+            names = ", ".join(repr(clean.label_names[label]) for label in sorted(lacking))
+            raise DataError(f"The stored paraphrases of {clean.name} have no text of {names}; take another target.")
+        return found, origins
 
     def _file(self, corpus: Corpus) -> FileTrigger:
         if corpus.name not in FILES:

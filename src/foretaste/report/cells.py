@@ -18,8 +18,9 @@ __all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
 
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 FLOORS = ("other_classes", "same_length")
+_COUNTS = ("n_clean", "n_poisoned", "n_cut")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
-COLUMNS = ("key", *AXES, *RATES, "n_clean", "n_poisoned", *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
+COLUMNS = ("key", *AXES, *RATES, *_COUNTS, *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
            "guard_threshold", *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def shown(record: Record) -> dict[str, Any]:
     """Return the rates as a user of the victim meets them: behind the guard if there is one, which adds its own."""
     outcome: dict[str, Any] = record.outcome
     guarded: Mapping[str, Any] = outcome.get("guarded") or {}
-    found = {name: outcome.get(name) for name in (*RATES, "n_clean", "n_poisoned")}
+    found = {name: outcome.get(name) for name in (*RATES, *_COUNTS)}
     if guarded:
         found |= {f"undefended_{name}": outcome.get(name) for name in RATES}
         found |= {name: guarded.get(name) for name in (*RATES, *_OF_GUARD)}
