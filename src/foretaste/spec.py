@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from foretaste.errors import PlanError
 
-__all__ = ["Registry", "build", "nearest", "spec", "values_of"]
+__all__ = ["Registry", "all_of", "build", "nearest", "spec", "values_of"]
 
 T = TypeVar("T")
 MOST = 20  # unknown fields that are named: a stranger's file may have any number
@@ -45,6 +45,23 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
                 continue  # what is misspelt is not missing, too
             where = ".".join(str(part) for part in each["loc"])
             problems.append(f"{kind.__name__}.{where}: {each['msg']} (got {each['input']!r}).")
+    if problems:
+        raise PlanError(*problems)
+    return made
+
+
+def all_of(*makers: Callable[[], Any]) -> list[Any]:
+    """Return what each makes.
+
+    Raises:
+        PlanError: what any of them finds wrong, all of it.
+    """
+    made, problems = list[Any](), list[str]()
+    for make in makers:
+        try:
+            made.append(make())
+        except PlanError as error:
+            problems += error.args
     if problems:
         raise PlanError(*problems)
     return made

@@ -171,6 +171,7 @@ def test_cells_without_data_are_refused_before_anything_is_written(plan: Path, t
         (["--only", "strategi=lora"], "Did you mean 'strategy'"),
         (["--only", "lora"], "--only takes axis=value"),
         (["--only", "seed=4"], "No cell of the plan has seed=4"),
+        (["--only", "seed=3", "--only", "seed=4"], "No cell of the plan has seed=4"),
         (["--address", "head:6379"], "go with --engine ray"),
         (["--engine", "ray", "--jobs", "2"], "--cpus-per-task says how many fit"),
         (["--engine", "ray", "--gpus-per-task", "1.5"], "a part of one GPU or a whole number"),
@@ -180,6 +181,20 @@ def test_mistakes(plan: Path, tmp_path: Path, arguments: list[str], message: str
     answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"), *arguments)
     assert answer.exit_code == 2
     assert message in answer.stderr
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(plan: Path, tmp_path: Path) -> None:
+    named = plan.rename(plan.with_name("my plan.toml"))
+    file = tmp_path / "file"
+    file.write_text("no store")
+    for path, store, message in ((named, tmp_path / "lab", "take letters, digits"), (plan, file, "is a file")):
+        if path is plan:
+            named.rename(plan)
+        for more in ([], ["--dry-run"]):
+            answer = _ask("run", str(path), "--store", str(store), *more)
+            assert answer.exit_code == 2
+            assert message in answer.stderr
+    assert not (tmp_path / "lab").exists()
 
 
 def test_a_launcher_is_refused(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

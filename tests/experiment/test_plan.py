@@ -219,6 +219,66 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         assert said[line].startswith(message), (line, said[line])
 
 
+NESTED = """title = "x"
+settings = 4
+table = true
+[[grid]]
+model = ["minilm", "m"]
+data = "sst2"
+attack = ["mine", "other"]
+strategy = ["l3", "longer",  # not ptuning
+  "ptuning"]
+defence = ["f", "d"]
+psim_strategy = ["lora", "x"]
+[model.m]
+location = "/nowhere/at/all"
+[attack]
+mine = { triger = "word:cf" }
+[attack.other]
+trigger = "wrd:cf"
+[strategy.l3]
+method = "lora"
+rank = -1
+epochs = -4
+[strategy.longer]
+method = "p_tuning_v9"
+[defence.f]
+method = "w2s"
+epochs = 0
+strategy = { rank = 0 }
+[defence.d]
+method = "psim"
+frr = 3
+strategy = { rank = 4 }
+"""
+
+
+def test_a_definition_with_mistakes_is_no_unknown_name_and_has_all_of_them_said(tmp_path: Path) -> None:
+    with pytest.raises(PlanError) as caught:
+        read_plan(_plan(tmp_path, NESTED))
+    said = {int(line.split(":")[1]): line.split(": ", 1)[1] for line in str(caught.value).splitlines()}
+    expected = {
+        2: "settings are a table of their own: [settings].",
+        3: "The paper's tables are 1 to 14",
+        9: "Unknown strategy 'ptuning'.",
+        11: "Unknown psim_strategy 'x'.",
+        13: "location: nothing lies at /nowhere/at/all.",
+        15: "Attack has no field 'triger'.",
+        17: "Unknown trigger 'wrd'. Did you mean 'word'?",
+        20: "Lora.rank: Input should be greater than 0 (got -1).",
+        21: "TuneSettings.epochs: Input should be greater than 0 (got -4).",
+        23: "Unknown strategy 'p_tuning_v9'.",
+        26: "W2SDefense.epochs: Input should be greater than 0 (got 0).",
+        27: "Lora.rank: Input should be greater than 0 (got 0).",
+        30: "Psim.frr: Input should be less than 1 (got 3).",
+        31: "PromptTuning has no field 'rank'.",
+    }
+    assert len(caught.value.args) == len(said)
+    assert said.keys() == expected.keys()
+    for line, message in expected.items():
+        assert said[line].startswith(message), (line, said[line])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -96,7 +96,14 @@ def _forecast(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"cannot be run here: {reason}" for reason in found["missing"])])
 
 
+def _and_more(cells: list[str]) -> str:
+    return f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+
+
 def _summary(found: dict[str, Any]) -> str:
     lines = [f"{found['title']}: {found['done']} of {found['cells']} cells in {found['store']}"]
-    lines += [f"not run: {cell}: {reason}" for cell, reason in found["missing"].items()]
+    cells: dict[str, list[str]] = {}
+    for cell, reason in found["missing"].items():
+        cells.setdefault(reason, []).append(cell)
+    lines += [f"not run: {own[0]}{_and_more(own)}: {reason}" for reason, own in cells.items()]
     return "\n".join(lines + [f"failed: {cell}: {reason}" for cell, reason in found["failed"].items()])

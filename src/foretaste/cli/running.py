@@ -19,7 +19,7 @@ from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
-from foretaste.experiment.run import Progress, forecast, jobs_of, run_plan, write_sheet
+from foretaste.experiment.run import Progress, forecast, jobs_of, run_plan, sheet_place, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
@@ -93,6 +93,7 @@ def run(
 def dry_run(path: Path, store: Path, *, only: Sequence[str] = (), data_root: Path | None = None) -> dict[str, Any]:
     """Say what `run` would do: how many trainings, how many of them shared, how long by past records."""
     plan = read_plan(path)
+    sheet_place(path.stem, Store(store))
     return {"title": plan.title, **asdict(forecast(plan, Lab(Store(store), data_root), chosen(plan, only)))}
 
 
@@ -100,7 +101,7 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
     """Return the cells for which every `axis=value` of `only` holds; several values of one axis may hold.
 
     Raises:
-        PlanError: an unknown axis, or no cell left.
+        PlanError: an unknown axis, a value that no cell has, or no cell left.
     """
     wanted: dict[str, set[str]] = {}
     for condition in only:
@@ -108,6 +109,10 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
         if axis not in AXES or not is_given:
             raise PlanError(f"--only takes axis=value; {condition!r} is none.{nearest(axis, AXES)}")
         wanted.setdefault(axis, set()).add(value)
+    for axis, values in wanted.items():
+        there = {str(getattr(cell, axis)) for cell in plan.cells}
+        for value in sorted(values - there):
+            raise PlanError(f"No cell of the plan has {axis}={value}.{nearest(value, there)}")
     found = tuple(
         cell for cell in plan.cells if all(str(getattr(cell, axis)) in values for axis, values in wanted.items())
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, is_dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from foretaste.errors import PlanError
@@ -18,7 +19,7 @@ from foretaste.poison.attack import Attack
 from foretaste.poison.trigger import parse_trigger
 from foretaste.rewrite.methods import REWRITERS, STORED
 from foretaste.rewrite.rewriter import Rewriting
-from foretaste.spec import Registry, build, nearest, spec, values_of
+from foretaste.spec import Registry, all_of, build, nearest, spec, values_of
 from foretaste.tune.loop import TuneSettings
 from foretaste.unlearn.methods import UNLEARNERS
 from foretaste.unlearn.unlearner import Unlearner
@@ -187,7 +188,8 @@ def tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettin
     kind: Any = STRATEGIES[str(fields.get("method", name))]
     own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
     rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
-    return build(kind, own), build(TuneSettings, rest)
+    strategy, settings = all_of(partial(build, kind, own), partial(build, TuneSettings, rest))
+    return strategy, settings
 
 
 def altered_names(

@@ -107,11 +107,17 @@ class _Reader:
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
         self.problems: list[tuple[int, str]] = []
+        self.broken: set[tuple[str, str]] = set()
+        """Kinds and names of what the plan defines, with mistakes: they are known, but nothing is."""
 
     def read(self, content: Mapping[str, Any]) -> Plan:
         for name in content.keys() - _TOP:
             self._wrong(f"Unknown name {name!r}.{nearest(name, _TOP)}", key=name)
-        settings = self._built("settings", lambda: build(PlanSettings, content.get("settings", {}))) or PlanSettings()
+        given = content.get("settings", {})
+        if not isinstance(given, dict):
+            self._wrong("settings are a table of their own: [settings].", key="settings")
+            given = {}
+        settings = self._built("settings", lambda: build(PlanSettings, given)) or PlanSettings()
         models = {**MODELS, **self._table(content, "model", _location_of)}
         attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
@@ -122,7 +128,7 @@ class _Reader:
         strategies = {name: each for name, each in named.items() if name not in instructions}
         known: dict[str, Any] = {
             "model": models, "attack": {"none": None, **attacks}, "trigger": attacks, "data": _DATA,
-            "strategy": {**STRATEGIES, **instructions, **strategies},
+            "strategy": {**STRATEGIES, **instructions, **strategies}, "psim_strategy": STRATEGIES,
         }  # fmt: skip
         cells: dict[Cell, None] = {}
         grids = content.get("grid", [])
@@ -137,7 +143,7 @@ class _Reader:
                 cells[cell] = None
         if not isinstance(content.get("title", ""), str) or "title" not in content:
             self._wrong("A plan has a title.", key="title")
-        if content.get("table", 1) not in range(1, 15):
+        if type(content.get("table", 1)) is not int or content.get("table", 1) not in range(1, 15):
             self._wrong("The paper's tables are 1 to 14, as in table = 1.", key="table")
         if content.get("figure", "1") not in _FIGURES:
             self._wrong(f'The paper\'s figures are {", ".join(_FIGURES)}, as in figure = "3a".', key="figure")
@@ -176,13 +182,14 @@ class _Reader:
         for axis in AXES:
             if axis not in grid:
                 continue
-            given = grid[axis] if isinstance(grid[axis], list) else [grid[axis]]
+            given = _listed(grid[axis])
             if not given or not all(type(value) in (str, int, float) for value in given):
                 self._wrong(f"{axis} is a value or a list of values; got {grid[axis]!r}.", "grid", number, axis)
                 given = []
             values[axis] = [value for value in given if self._is_known(axis, value, number, known, defences)]
         of_psim = [axis for axis in _OF_PSIM if axis in values]
-        if of_psim and not any(defences[name].psim for name in values.get("defence", [])):
+        is_guessed = len(values.get("defence", ())) < len(_listed(grid.get("defence", [])))
+        if of_psim and not is_guessed and not any(defences[name].psim for name in values.get("defence", [])):
             self._wrong(f"{of_psim[0]} is PSIM's, and no defence of the grid is PSIM.", "grid", number, of_psim[0])
         if not all(values.get(axis) for axis in _NEEDED):
             return
@@ -199,6 +206,10 @@ class _Reader:
     ) -> bool:
         """Say whether an axis has the value, and what is wrong with it; defences joined by + get to be known here."""
         before = len(self.problems)
+        kind = "attack" if axis == "trigger" else axis
+        parts = str(value).split("+") if axis == "defence" else [str(value)]
+        if any((kind, part) in self.broken for part in parts):
+            return False
         if axis == "defence":
             made = self._built("grid", lambda: named_defence(str(value), defences), number, axis, value)
             defences |= {} if made is None else {str(value): made}
@@ -216,7 +227,9 @@ class _Reader:
             self._wrong(what, "grid", number, axis, getattr(cell, axis))
         psim = defence.psim
         if psim is not None:
-            self._built("grid", lambda: psim.with_axes(cell), number)
+            asked = [axis for axis in _OF_PSIM if getattr(cell, axis) is not None]
+            axis = asked[0] if asked else "defence"
+            self._built("grid", lambda: psim.with_axes(cell), number, axis, getattr(cell, axis))
         return len(self.problems) == before
 
     def _table(self, content: Mapping[str, Any], kind: str, make: Any) -> dict[str, Any]:
@@ -226,18 +239,24 @@ class _Reader:
             self._wrong(f"{kind} is defined in tables of its own: [{kind}.NAME].", key=kind)
             return {}
         for name, fields in tables.items():
-            made = self._built(f"{kind}.{name}", partial(make, name, fields))
-            if made is not None:
+            made = self._built(f"{kind}.{name}", partial(make, name, fields), fields=fields)
+            if made is None:
+                self.broken.add((kind, name))
+            else:
                 found[name] = made
         return found
 
-    def _built(self, table: str, make: Any, number: int = 0, key: str = "", value: object = None) -> Any:
+    def _built(
+        self, table: str, make: Any, number: int = 0, key: str = "", value: object = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
         try:
             return make()
         except PlanError as error:
             for problem in error.args:
                 field = _FIELD.match(problem)
-                self._wrong(problem, table, number, key or (field[1] or field[2] if field else ""), value)
+                about = _about(field[1] or field[2] if field else "", problem, fields or {})
+                self._wrong(problem, table, number, key or about, value)
         except (ForetasteError, KeyError, TypeError, AttributeError) as error:
             message = f"{error} is missing." if isinstance(error, KeyError) else str(error)
             self._wrong(message, table, number, key, value)
@@ -247,7 +266,25 @@ class _Reader:
         self.problems.append((line_of(self.text, table, number, key, value), message))
 
 
+def _about(field: str, problem: str, fields: Mapping[str, Any]) -> str:
+    """The key that a message is about: of this field, or of what holds it; else one that it names; else the method."""
+    for name, value in fields.items():
+        if field and (name == field or (isinstance(value, Mapping) and field in value)):
+            return name
+    for name, value in fields.items():
+        if re.search(rf"\b{re.escape(name)}\b", problem) or (isinstance(value, str) and repr(value) in problem):
+            return name
+    return field or "method"
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     if fields.keys() != {"location"} or not isinstance(fields["location"], str):
         raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
-    return fields["location"]
+    location = fields["location"]
+    if location.startswith(("/", "./", "../", "~")) and not Path(location).exists():
+        raise PlanError(f"location: nothing lies at {location}.")
+    return location

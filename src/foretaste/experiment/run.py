@@ -22,7 +22,7 @@ from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
-from foretaste.experiment.store import digest_of
+from foretaste.experiment.store import Store, digest_of
 from foretaste.files import write_json
 from foretaste.record import Record
 from foretaste.spec import values_of
@@ -36,6 +36,7 @@ __all__ = [
     "jobs_of",
     "made",
     "run_plan",
+    "sheet_place",
     "without_missing",
     "write_sheet",
 ]
@@ -122,8 +123,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     Raises:
         PlanError: the store cannot be written, or the plan's name would be that of a page of the site.
     """
-    if name in ("index", "cells") or not re.fullmatch(r"[\w.-]+", name):
-        raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
+    path = sheet_place(name, lab.store)
     used = {cell.defence for cell in plan.cells}
     content = {
         "title": plan.title,
@@ -144,7 +144,6 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
             job = job_of(cell, plan, lab)
             if not _lacking(job, lab):
                 keys[str(cell)] = job.key
-    path = lab.store.root / "plans" / f"{name}.json"
     while True:
         with lab.store.locked(f"plan-{name}") as is_mine:
             if is_mine:
@@ -152,6 +151,19 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
                 cells = [{**asdict(cell), "key": keys.get(str(cell), "")} for cell in plan.cells]
                 return write_json(path, {**content, "cells": cells})
         time.sleep(WAIT)
+
+
+def sheet_place(name: str, store: Store) -> Path:
+    """Return where the sheet of a plan of this name lies or will lie.
+
+    Raises:
+        PlanError: the plan's name would be that of a page of the site, or the store is no directory.
+    """
+    if name in ("index", "cells") or not re.fullmatch(r"[\w.-]+", name):
+        raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
+    if store.root.exists() and not store.root.is_dir():
+        raise PlanError(f"{store.root} is a file; give the name of a directory.")
+    return store.root / "plans" / f"{name}.json"
 
 
 def _keys_in(path: Path, meaning: object) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 from foretaste.errors import PlanError
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
-from foretaste.spec import Registry, build, values_of
+from foretaste.spec import Registry, all_of, build, values_of
 from foretaste.victim.strategy import STRATEGIES
 
 __all__ = ["RECIPES", "psim_plan"]
@@ -35,5 +36,5 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
     known = PSIM_STRATEGIES[kind.name] if recipe == "default" else start.strategy
     own: dict[str, Any] = asdict(cast(Any, known)) if type(known) is kind else {}
-    settings["strategy"] = build(kind, own | dict(strategy_fields))
-    return build(Psim, settings)
+    made, _ = all_of(partial(build, kind, own | dict(strategy_fields)), partial(build, Psim, settings))
+    return build(Psim, settings | {"strategy": made})

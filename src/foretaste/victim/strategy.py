@@ -7,6 +7,7 @@ encoder hidden size 64 or 128; alpha 16 is from the released code. Warm-up and t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 from peft import (
@@ -21,7 +22,7 @@ from peft import (
 from pydantic import BeforeValidator, Field
 
 from foretaste.errors import PlanError
-from foretaste.spec import Registry, build, spec, values_of
+from foretaste.spec import Registry, all_of, build, spec, values_of
 from foretaste.victim.family import family_of
 
 __all__ = ["STRATEGIES", "Full", "Lora", "PTuningV1", "PTuningV2", "PromptTuning", "Strategy", "changed"]
@@ -181,5 +182,7 @@ def changed(start: T, fields: Mapping[str, Any], strategy: str | None = None) ->
         if usual is None:
             raise PlanError(f"{type(start).__name__} has no strategy to choose: it trains all weights.")
         kind: Any = STRATEGIES[strategy or usual.name]
-        own["strategy"] = build(kind, (values_of(usual) if type(usual) is kind else {}) | inner)
+        theirs = (values_of(usual) if type(usual) is kind else {}) | inner
+        made, _ = all_of(partial(build, kind, theirs), partial(build, type(start), known | own))
+        own["strategy"] = made
     return build(type(start), known | own)
