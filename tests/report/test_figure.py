@@ -34,7 +34,9 @@ def test_a_plot_for_each_number_that_varies_while_the_others_stay(tmp_path: Path
     for strategy, height in (("lora", 0.9), ("lora_2", 0.8), ("lora_fast", 0.7), ("soft", 0.6)):
         for seed in range(2):
             cells.append((cell_at("badnet", "none", strategy, seed), rates(height, 1.0 - seed / 10)))
-            cells.append((cell_at("badnet", "psim", strategy, seed), rates(height, 1.0, (height - 0.1, 0.0))))
+            cells.append(
+                (cell_at("badnet", "psim", strategy, seed), rates(height, 1.0 - seed / 10, (height - 0.1, 0.0)))
+            )
     sheet, records = write_store(tmp_path, cells, figure="4", strategies=STRATEGIES, defences=DEFENCES)
     rank, speed = plots_of(sheet, records)
     assert (rank.axis, rank.values, rank.defence) == ("rank", [2, 8], "psim")
@@ -67,6 +69,17 @@ def test_of_thresholds_the_victim_alone_is_in_the_guards_records(tmp_path: Path)
     assert (plot.axis, plot.values) == ("threshold", [0.6, 0.7])
     assert [pair[0].mean for pair in plot.undefended if pair[0] is not None] == [0.9, 0.9]
     assert [pair[1].mean for pair in plot.defended if pair[1] is not None] == [0.4, pytest.approx(0.3)]
+
+
+def test_a_line_is_of_the_seeds_that_all_its_points_have_and_of_the_guards_own_victims(tmp_path: Path) -> None:
+    cells = [(cell_at("badnet", "psim", "lora_2"), rates(0.8, 0.5, (0.7, 0.1)))]
+    cells += [(cell_at("badnet", "psim", "lora", seed), rates(0.9, 0.6, (0.8, seed / 2))) for seed in range(3)]
+    cells.append((cell_at("badnet", "none", "lora"), rates(0.9, 0.9)))  # trained again, it came out otherwise
+    sheet, records = write_store(tmp_path, cells, figure="4", strategies=STRATEGIES, defences=DEFENCES)
+    (plot,) = plots_of(sheet, records)
+    assert [pair[1].mean for pair in plot.defended if pair[1] is not None] == [0.1, 0.0]
+    assert [pair[1].mean for pair in plot.undefended if pair[1] is not None] == [0.5, 0.6]
+    assert plot.caption.endswith("Seed 0.")
 
 
 def test_what_was_not_run_leaves_a_gap(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_ours_stand_beside_the_printed_values(store: Path) -> None:
     assert attacked.clean_accuracy.ours is not None
     assert attacked.clean_accuracy.ours.mean == pytest.approx(0.9)
     assert attacked.clean_accuracy.ours.low == 0.88
-    assert (attacked.seeds, attacked.wanted, attacked.is_doubtful) == (2, 3, False)
+    assert (attacked.seeds, attacked.wanted, attacked.clean_accuracy.is_doubtful) == (2, 3, False)
     assert [share.printed for share in attacked.shares] == [0.92, 0.997]  # table 1: 92.00, 99.70
     assert never_run is not None
     assert (never_run.seeds, never_run.clean_accuracy.ours) == (0, None)
@@ -103,7 +103,7 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     psim = next(line for line in lines if line["row"] == "psim")
     assert (psim["attack_success_rate"], psim["attack_success_rate_printed"]) == ("0.01", "0.0792")
     assert psim["attack_success_rate_difference"] == "-6.9"
-    assert r"badnet & psim & 87.00 & 1.00 & -- & -- \\" in files["table1.tex"]
+    assert r"badnet & psim & 87.00\textsuperscript{1} & 1.00\textsuperscript{1} & -- & -- \\" in files["table1.tex"]
     assert "p\\_tuning\\_v1" in files["table1.tex"]
     assert "| badnet | none | 90.0 / 99.0<br>" in files["results.md"]
     assert "(92.00 / 99.70) -2.0 / -0.7<br>2 of 3 seeds | – / –<br>(" in files["results.md"]

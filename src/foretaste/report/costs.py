@@ -61,11 +61,13 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
 
 
 def _shown(value: float) -> str:
-    """Print three digits, and all of them before the point.
+    """Print three digits, and all of them before the point; what is next to nothing as such.
 
-    >>> [_shown(value) for value in (0.0, 0.01614, 3.14159, 1234.5)]
-    ['0', '0.0161', '3.14', '1,234']
+    >>> [_shown(value) for value in (0.0, 2e-5, 0.01614, 3.14159, 1234.5)]
+    ['0', '<0.001', '0.0161', '3.14', '1,234']
     """
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

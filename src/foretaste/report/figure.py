@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from foretaste.evaluate.spread import Spread
 from foretaste.record import Record
 from foretaste.report.canvas import CLEAN, HEIGHT, PAPER, POISONED, STYLE, as_svg, new_canvas, per_cent, share_axis
-from foretaste.report.tables import RATES, Sheet, share_of
+from foretaste.report.tables import RATES, Sheet, is_guard_alone, share_of
 
 __all__ = ["Plot", "line_chart", "plots_of"]
 
@@ -39,7 +39,10 @@ Pair = tuple[Spread | None, Spread | None]
 
 @dataclass(frozen=True)
 class Plot:
-    """CA and ASR at each of `values`, undefended and behind a `defence`; `heading` says what does not vary."""
+    """CA and ASR at each of `values`, undefended and behind a `defence`; `heading` says what does not vary.
+
+    `seeds` are those that all points have; they rest on no others.
+    """
 
     heading: str
     axis: str
@@ -47,20 +50,22 @@ class Plot:
     undefended: Sequence[Pair]
     defended: Sequence[Pair]
     defence: str
+    seeds: Sequence[int] = ()
 
     @property
     def caption(self) -> str:
         """What the reader sees."""
-        return (
-            f"{self.heading}. Filled circles: undefended; squares: behind {self.defence} (w/D). Means over seeds, with "
-            "the lowest and the highest."
-        )
+        numbers = ", ".join(map(str, self.seeds))
+        seeds = f"Seed {numbers}"
+        if len(self.seeds) > 1:
+            seeds = f"Means over seeds {numbers}, with the lowest and the highest"
+        return f"{self.heading}. Filled circles: undefended; squares: behind {self.defence} (w/D). {seeds}."
 
 
 def plots_of(sheet: Sheet, records: Mapping[str, Record]) -> list[Plot]:
     """Return a plot per defence and per number that varies while all others stay; nothing is drawn that was not run.
 
-    The undefended victim is that of the cells without defence, else what a guard's records say of it alone.
+    The undefended victim is what a guard's own records say of it alone, else that of the cells without defence.
     """
     cells = [{**_numbers(sheet, cell), **cell} for cell in sheet.cells]
     varying = dict.fromkeys(name for cell in cells for name in _candidates(cell))
@@ -87,22 +92,33 @@ def _plots(
         values = sorted({float(cell[axis]) for cell in own})
         if len(values) < 2:
             continue
-        kinds = sheet.defences.get(defence, {}).keys()  # of a guard alone the record knows the victim without it
-        is_guard = len(kinds) == 1 and kinds <= {"psim", "rival"}
+        run = [cell for cell in own if cell["key"] in records]
+        seeds = common_seeds([{cell["seed"] for cell in run if cell[axis] == value} for value in values])
         undefended, defended = [], []
         for value in values:
-            behind = [records[cell["key"]] for cell in own if cell[axis] == value and cell["key"] in records]
+            behind = [records[cell["key"]] for cell in run if cell[axis] == value and cell["seed"] in seeds]
             plain = [
                 records[cell["key"]]
                 for cell in cells
                 if cell["defence"] == "none" and cell.get(axis) in (None, value) and cell["key"] in records
+                if cell["seed"] in seeds
             ]
-            alone = plain or (behind if is_guard else [])
+            alone = behind if behind and is_guard_alone(sheet, defence) else plain
             undefended.append(_pair(alone, is_undefended=True))
             defended.append(_pair(behind))
         if any(pair[0] is not None for pair in (*undefended, *defended)):
             name = " ".join([defence, *(str(each) for each in more if each is not None)])
-            yield Plot(_heading(own[0], axis), axis, values, undefended, defended, name)
+            yield Plot(_heading(own[0], axis), axis, values, undefended, defended, name, tuple(sorted(seeds)))
+
+
+def common_seeds(run: Sequence[set[int]]) -> set[int]:
+    """Return the seeds that all points have that have any, so that a line is one of the same seeds; all if none is.
+
+    >>> common_seeds([{0}, {0, 1, 2}, set()]), common_seeds([{0}, {1}])
+    ({0}, {0, 1})
+    """
+    there = [seeds for seeds in run if seeds]
+    return (set.intersection(*there) or set.union(*there)) if there else set()
 
 
 def _pair(records: Sequence[Record], *, is_undefended: bool = False) -> Pair:

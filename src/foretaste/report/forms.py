@@ -11,6 +11,7 @@ from foretaste.report.listing import (
     Listing,
     csv_of,
     in_markdown,
+    in_one_line,
     listing_latex,
     listing_markdown,
     markdown,
@@ -32,33 +33,47 @@ def table_csv(page: Page) -> str:
     """
     place = ["model", "beside", "table", "attack", "row", "strategy", "seeds", "wanted"]
     parts = [part.replace(" ", "_") for part in (*SHARE_PARTS, " interval_low", " interval_high")]
-    header = [*place, *(f"{rate}{part}" for rate in RATES for part in parts), "is_printed_doubtful"]
+    header = [
+        *place,
+        *(f"{rate}{part}" for rate in RATES for part in parts),
+        *(f"{rate}_printed_doubtful" for rate in RATES),
+    ]
     lines = []
     for group, attack, label, strategy, entry in _entries(page):
         values: list[object] = []
         for share in entry.shares:
             values += [*share_values(share), *(("", "") if share.interval is None else share.interval)]
         names = [group.heading, group.beside or "", page.sheet.table or "", attack, label, strategy]
-        is_printed = any(share.printed is not None for share in entry.shares)
-        lines.append([*names, entry.seeds, entry.wanted, *values, entry.is_doubtful if is_printed else ""])
+        doubts = ["" if share.printed is None else share.is_doubtful for share in entry.shares]
+        lines.append([*names, entry.seeds, entry.wanted, *values, *doubts])
     return csv_of(header, lines)
 
 
 def as_latex(page: Page) -> str:
-    """Return the tables for a paper (package booktabs): CA and ASR per strategy in per cent, the printed pair below."""
-    lines = [f"% {page.sheet.title}; ours, below in brackets what is printed"]
+    """Return the tables for a paper (package booktabs): CA and ASR per strategy in per cent, the printed pair below.
+
+    A raised number is how many seeds were run, where it is not all of them.
+    """
+    lines = [f"% {in_one_line(page.sheet.title)}; ours, below in brackets what is printed (? where it may be misread)"]
     for section in page.sections:
         group = section.group
-        lines += [f"% {group.heading}", rf"\begin{{tabular}}{{ll{'rr' * len(group.strategies)}}}", r"\toprule"]
+        lines += [
+            f"% {in_one_line(group.heading)}; raised: seeds that were run, if not all",
+            rf"\begin{{tabular}}{{ll{'rr' * len(group.strategies)}}}",
+            r"\toprule",
+        ]
         lines.append(
             " & ".join(["", ""] + [rf"\multicolumn{{2}}{{c}}{{{tex(name)}}}" for name in group.strategies]) + r" \\"
         )
         lines.append(" & ".join(["Attack", "Defence", *["CA", "ASR"] * len(group.strategies)]) + r" \\")
         lines.append(r"\midrule")
         for row in group.rows:
-            shares = [share for entry in row.entries for share in (entry.shares if entry else (Share(None),) * 2)]
-            ours = ["--" if share.ours is None else f"{100 * share.ours.mean:.2f}" for share in shares]
-            theirs = ["" if share.printed is None else f"({100 * share.printed:.2f})" for share in shares]
+            ours, theirs = list[str](), list[str]()
+            for entry in row.entries:
+                few = "" if entry is None or entry.seeds in (0, entry.wanted) else rf"\textsuperscript{{{entry.seeds}}}"
+                for share in entry.shares if entry else (Share(None),) * 2:
+                    ours.append("--" if share.ours is None else f"{points(share.ours.mean, 2)}{few}")
+                    theirs.append(share.beside and f"({share.beside})")
             lines.append(" & ".join([tex(row.attack), tex(row.label), *ours]) + r" \\")
             if any(theirs):
                 lines.append(" & ".join(["", "", *theirs]) + r" \\")
@@ -143,10 +158,9 @@ def _cell(entry: Entry | None, *, is_attacked: bool) -> str:
     lines = [" / ".join("–" if share.ours is None else points(share.ours.mean) for share in shares)]
     if any(share.range for share in shares):
         lines.append(" / ".join(share.range or "–" for share in shares))
-    printed = [share.printed for share in shares if share.printed is not None]
+    printed = [share.beside for share in shares if share.printed is not None]
     if printed:
-        doubt = "?" if entry.is_doubtful else ""
-        beside = f"({' / '.join(points(each, 2) for each in printed)}{doubt})"
+        beside = f"({' / '.join(printed)})"
         lines.append(" ".join([beside, " / ".join(filter(None, (share.difference for share in shares)))]).strip())
     if 0 < entry.seeds < entry.wanted:
         lines.append(f"{entry.seeds} of {entry.wanted} seeds")

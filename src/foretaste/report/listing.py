@@ -20,6 +20,7 @@ __all__ = [
     "Value",
     "csv_of",
     "in_markdown",
+    "in_one_line",
     "listing_csv",
     "listing_latex",
     "listing_markdown",
@@ -102,7 +103,11 @@ def listing_csv(listing: Listing) -> str:
 def listing_latex(listing: Listing) -> str:
     """Return the table for a paper (package booktabs), printed values in brackets."""
     numbers = len(listing.columns) - listing.labels
-    lines = [f"% {listing.heading}", rf"\begin{{tabular}}{{{'l' * listing.labels}{'r' * numbers}}}", r"\toprule"]
+    lines = [
+        f"% {in_one_line(listing.heading)}",
+        rf"\begin{{tabular}}{{{'l' * listing.labels}{'r' * numbers}}}",
+        r"\toprule",
+    ]
     lines += [" & ".join(map(tex, listing.columns)) + r" \\", r"\midrule"]
     for row in listing.rows:
         lines.append(" & ".join(tex(_short(value, "--")) for value in row) + r" \\")
@@ -122,6 +127,11 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], labels: int)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+_TEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
 SHARE_PARTS = ("", " low", " high", " printed", " difference")
 
 
@@ -138,11 +148,18 @@ def csv_of(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     return stream.getvalue()
 
 
+def in_one_line(text: str) -> str:
+    """Return a text for a comment of LaTeX, which ends with its line."""
+    return " ".join(text.split())
+
+
 def tex(text: str) -> str:
-    """Escape what LaTeX would read as a command."""
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, rf"\{sign}" if sign != "\\" else r"\textbackslash ")
-    return text
+    """Escape what LaTeX would read as a command, or print as another sign.
+
+    >>> print(tex("50 % of a_b~c^d"))
+    50 \\% of a\\_b\\textasciitilde{}c\\textasciicircum{}d
+    """
+    return "".join(_TEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def _plain(value: Value) -> object:

@@ -33,11 +33,11 @@ _ATTACKS = {"mixed": "badnet+insent", "synattack_sbar": "synattack"}
 
 
 class Printed(NamedTuple):
-    """A printed pair; `is_doubtful` where its glyphs are damaged, or it cannot be a share of the test set."""
+    """A printed pair; `doubtful` are those of the two with damaged glyphs, or that are no share of the test set."""
 
     clean_accuracy: float
     attack_success_rate: float | None
-    is_doubtful: bool
+    doubtful: frozenset[str]
 
 
 def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | None:
@@ -87,7 +87,7 @@ def _values() -> Mapping[tuple[Any, ...], Printed]:
         further = row[_FURTHER[table]] if table in _FURTHER and row["defence"] == "psim" else ""
         rates = [_share(row[name]) for name in ("clean_accuracy", "attack_success_rate")]
         assert rates[0] is not None
-        value = Printed(rates[0], rates[1], row["is_doubtful"] == "yes")
+        value = Printed(rates[0], rates[1], frozenset(row["doubtful"].split()))
         found[(table, *(row[name] for name in KEYS[1:]), further, row["knowledge"])] = value
     return found
 

@@ -15,7 +15,8 @@ class Share:
     """Ours, None where nothing was run, and the `printed` value, None where there is none.
 
     `interval` is the 95 % interval of the count (Wilson) where ours is of a single run, which has no spread. Ours minus
-    the printed value says something only where both are of the same cells (`is_comparable`).
+    the printed value says something only where both are of the same cells (`is_comparable`); a printed one that may be
+    misread `is_doubtful`.
 
     >>> Share(Spread(0.9, 0.88, 0.92), printed=0.925).difference
     '-2.5'
@@ -25,6 +26,7 @@ class Share:
     printed: float | None = None
     interval: Interval | None = None
     is_comparable: bool = True
+    is_doubtful: bool = False
 
     @property
     def difference(self) -> str:
@@ -32,6 +34,11 @@ class Share:
         if self.ours is None or self.printed is None or not self.is_comparable:
             return ""
         return f"{round(100 * (self.ours.mean - self.printed), 1) or 0.0:+.1f}"  # never -0.0
+
+    @property
+    def beside(self) -> str:
+        """The printed value in per cent, with a question mark if it is doubtful; empty where there is none."""
+        return "" if self.printed is None else f"{points(self.printed, 2)}{'?' if self.is_doubtful else ''}"
 
     @property
     def range(self) -> str:

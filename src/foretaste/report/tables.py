@@ -16,7 +16,7 @@ from foretaste.record import Record
 from foretaste.report.printed import printed_value
 from foretaste.report.share import Share
 
-__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "groups_of", "read_sheets", "share_of"]
+__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "groups_of", "is_guard_alone", "read_sheets", "share_of"]
 
 _ROWS = ("attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
 RATES = ("clean_accuracy", "attack_success_rate")
@@ -43,18 +43,19 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell of a table over `seeds` of `wanted` seeds; `is_doubtful`: its printed values may be misread.
+    """A cell of a table over `seeds` of `wanted` seeds.
 
-    `keys` are the seeds that were run, with the keys of their records, `rates` CA and ASR of each seed.
+    `keys` are the seeds that were run, with the keys of their records, `rates` CA and ASR of each seed, and `alone`
+    those of the victim without the defence, where that is a guard, whose record knows them.
     """
 
     clean_accuracy: Share
     attack_success_rate: Share
     seeds: int
     wanted: int
-    is_doubtful: bool = False
     keys: Sequence[tuple[int, str]] = ()
     rates: Mapping[int, Sequence[float | None]] = field(default_factory=dict)
+    alone: Mapping[int, Sequence[float | None]] | None = None
 
     @property
     def shares(self) -> tuple[Share, Share]:
@@ -155,20 +156,34 @@ def _entry(
 ) -> Entry:
     found = [records[cell["key"]] for cell in cells if cell["key"] in records]
     printed = None if sheet.table is None or beside is None else printed_value(sheet.table, beside, cells[0])
-    clean, attack = (share_of(found, rate, None if printed is None else getattr(printed, rate)) for rate in RATES)
+    clean, attack = (
+        share_of(found, rate, None if printed is None else getattr(printed, rate),
+                 is_doubtful=printed is not None and rate in printed.doubtful)
+        for rate in RATES
+    )  # fmt: skip
     keys = [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records]
     rates = {seed: [records[key].rates.get(rate) for rate in RATES] for seed, key in keys}
-    return Entry(clean, attack, len(found), len(cells), printed is not None and printed.is_doubtful, keys, rates)
+    alone: Any = {seed: [records[key].outcome.get(rate) for rate in RATES] for seed, key in keys}
+    is_guard = is_guard_alone(sheet, cells[0]["defence"])
+    return Entry(clean, attack, len(found), len(cells), keys, rates, alone if is_guard else None)
+
+
+def is_guard_alone(sheet: Sheet, defence: str) -> bool:
+    """Say whether a defence is a guard and nothing else, whose records know the victim without it."""
+    kinds = sheet.defences.get(defence, {}).keys()
+    return len(kinds) == 1 and kinds <= {"psim", "rival"}
 
 
 def share_of(
-    records: Sequence[Record], rate: str, printed: float | None = None, *, is_undefended: bool = False
-) -> Share:
+    records: Sequence[Record], rate: str, printed: float | None = None, *, is_undefended: bool = False,
+    is_doubtful: bool = False,
+) -> Share:  # fmt: skip
     """Return a rate over records, behind the guard where there is one; `is_undefended`: of the victim alone."""
     found = [(record, record.outcome if is_undefended else record.rates) for record in records]
     known = [(record, outcome) for record, outcome in found if outcome.get(rate) is not None]
     values: list[Any] = [outcome[rate] for _, outcome in known]
-    return Share(Spread.of(values), printed, _interval(*known[0], rate) if len(known) == 1 else None)
+    interval = _interval(*known[0], rate) if len(known) == 1 else None
+    return Share(Spread.of(values), printed, interval, is_doubtful=is_doubtful)
 
 
 def _interval(record: Record, outcome: Mapping[str, Any], rate: str) -> Interval | None:
