@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from foretaste.errors import DataError
+from foretaste.errors import DataError, PlanError
 from foretaste.experiment.cell import Cell
 from foretaste.record import Record
 from foretaste.report.printed import printed_value
@@ -140,3 +140,50 @@ def test_sheets_that_foretaste_did_not_write(tmp_path: Path, text: str) -> None:
     (tmp_path / "plans" / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match="was not written by"):
         read_sheets(tmp_path)
+
+
+def test_somebody_elses_directory_is_left_alone_and_an_older_site_replaced_whole(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "index.html").write_text("my thesis", encoding="utf-8")
+    for place in (out, store, store / "cells"):
+        with pytest.raises(PlanError, match="was not written by Foretaste"):
+            write_site(store, place)
+    assert (out / "index.html").read_text(encoding="utf-8") == "my thesis"
+    write_site(store, tmp_path / "site")
+    (store / "plans" / "table1.json").rename(store / "plans" / "other.json")
+    write_site(store, tmp_path / "site")
+    assert (tmp_path / "site" / "other.html").is_file()
+    assert not (tmp_path / "site" / "table1.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "message"),
+    [
+        ("cells/key1.json", {"outcome": {}}, "outcome.clean_accuracy: Field required"),
+        ("cells/key1.json", {"outcome": {"clean_accuracy": 7.0}}, "outcome.clean_accuracy: Input should be less"),
+        ("cells/key1.json", {"outcome": {"clean_accuracy": "x"}}, "outcome.clean_accuracy: Input should be a valid"),
+        ("cells/key1.json", {"outcome": {"clean_accuracy": 0.5, "floors": 3}}, "outcome.floors: "),
+        ("cells/key1.json", {"outcome": {"clean_accuracy": 0.5, "guarded": 5}}, "outcome.guarded: "),
+        ("plans/table1.json", {"title": 5}, "was not written by `foretaste run`"),
+        ("plans/table1.json", {"beside": None}, "was not written by `foretaste run`"),
+        ("plans/table1.json", {"strategies": []}, "was not written by `foretaste run`"),
+        ("plans/table1.json", {"cells": [{"strategy": ["lora"], "key": "key1"}]}, "was not written by `foretaste run`"),
+    ],
+)
+def test_contents_that_are_no_results_are_refused(
+    store: Path, tmp_path: Path, where: str, change: dict[str, Any], message: str
+) -> None:
+    path = store / where
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | change), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        write_site(store, tmp_path / "site")
+    assert path.name in str(caught.value)
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_record_of_another_cell_is_refused(store: Path, tmp_path: Path) -> None:
+    (store / "cells" / "key1.json").write_bytes((store / "cells" / "key4.json").read_bytes())
+    with pytest.raises(DataError, match=r"key1.json is of another cell than table1 asked for: .*defence=psim"):
+        write_site(store, tmp_path / "site")

@@ -6,9 +6,11 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from foretaste.errors import DataError
+from pydantic import BaseModel, Field, ValidationError
+
+from foretaste.errors import DataError, ForetasteError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.record import Record
 from foretaste.report.costs import COSTS
@@ -20,6 +22,8 @@ RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 FLOORS = ("other_classes", "same_length")
 _COUNTS = ("n_clean", "n_poisoned", "n_cut")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
+_Known = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+_Share = _Known | None
 COLUMNS = ("key", *AXES, *RATES, *_COUNTS, *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
            "guard_threshold", *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
@@ -28,12 +32,59 @@ def read_cells(store: Path) -> dict[str, Record]:
     """Return the records of all cells in a store by their keys, sorted by their axes.
 
     Raises:
-        DataError: there is none, or one that is no record of a cell.
+        DataError: there is none, or one that is no record of a cell or has no rates.
     """
-    records = {path.stem: Record.read(path) for path in sorted((Path(store) / "cells").glob("*.json"))}
+    records = {}
+    for path in sorted((Path(store) / "cells").glob("*.json")):
+        record = Record.read(path)
+        try:
+            cell_of(record)
+            _Checked.model_validate({"outcome": record.outcome, "settings": record.settings})
+        except (ValidationError, ForetasteError) as error:
+            raise DataError(f"{path} is no record of a cell: {_first_of(error)}") from None
+        records[path.stem] = record
     if not records:
         raise DataError(f"{store} holds no record of a cell; `foretaste run PLAN --store {store}` makes some.")
     return dict(sorted(records.items(), key=lambda item: [*map(str, values_of(cell_of(item[1])).values()), item[0]]))
+
+
+class _Rates(BaseModel):
+    clean_accuracy: _Known
+    attack_success_rate: _Share = None
+    strict_attack_success_rate: _Share = None
+
+
+class _Guarded(_Rates):
+    false_rejection_rate: _Share = None
+    false_acceptance_rate: _Share = None
+    auroc: _Share = None
+    threshold: float
+
+
+class _Outcome(_Rates):
+    guarded: _Guarded | None = None
+    floors: dict[str, _Share] | None = None
+    intervals: dict[str, dict[str, float] | None] | None = None
+
+
+class _Settings(BaseModel):
+    parts: dict[str, str] = {}
+    label_names: list[str] = []
+
+
+class _Checked(BaseModel):
+    """What reports read of a cell's record."""
+
+    outcome: _Outcome
+    settings: _Settings
+
+
+def _first_of(error: Exception) -> str:
+    """The first thing that is wrong."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
 
 
 def cell_of(record: Record) -> Cell:

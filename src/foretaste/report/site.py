@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from foretaste.files import write_text
+from foretaste.errors import DataError
+from foretaste.files import new_directory, refuse_foreign_directory, write_json, write_text
 from foretaste.record import Record
 from foretaste.report.cell_page import cell_page
-from foretaste.report.cells import as_csv, read_cells
+from foretaste.report.cells import as_csv, cell_of, read_cells
 from foretaste.report.forms import as_latex, as_markdown, table_csv
 from foretaste.report.listing import listing_csv
 from foretaste.report.page import environment
 from foretaste.report.plan_page import page_of
 from foretaste.report.tables import Sheet, read_sheets
 from foretaste.report.targets import targets_of
+from foretaste.spec import values_of
 
 __all__ = ["write_site"]
 
@@ -35,14 +37,18 @@ def write_site(
 ) -> list[Path]:
     """Write the site of a store into a directory and return the files; the same records give the same bytes.
 
+    An older site there is replaced as a whole.
+
     Pages of cells, which take most of the time, are drawn by so many `processes`; `say` is told how far they are.
 
     Raises:
         DataError: a store without plans or records, or one that holds something else.
-        PlanError: a file that cannot be written.
+        PlanError: a directory that holds something else, or cannot be written.
     """
     store, out = Path(store), Path(out)
+    refuse_foreign_directory(out)
     sheets, records = sorted(read_sheets(store), key=_place), read_cells(store)
+    _refuse_others(store, sheets, records)
     asked = {cell["key"] for sheet in sheets for cell in sheet.cells}
     own = _cell_pages(store, {key: records[key] for key in sorted(asked & records.keys())}, processes, say)
     pages = [page_of(sheet, records, store, frozenset(own)) for sheet in sheets]
@@ -61,9 +67,23 @@ def write_site(
         files[f"{name}.tex"] = as_latex(page)
         files |= {f"csv/{name}/{listing.name}.csv": listing_csv(listing) for listing in page.listings}
     files |= {f"cells/{key}.html": text for key, text in own.items()}
-    for path, text in files.items():
-        write_text(out / path, text)
+    with new_directory(out) as beside:
+        for path, text in files.items():
+            write_text(beside / path, text)
+        write_json(beside / "foretaste.json", {"kind": "site"})
     return [out / path for path in files]
+
+
+def _refuse_others(store: Path, sheets: Sequence[Sheet], records: Mapping[str, Record]) -> None:
+    """Raise DataError where the record at a cell's key is one of another cell."""
+    for sheet in sheets:
+        for cell in sheet.cells:
+            record = records.get(cell["key"])
+            if record is not None and {**values_of(cell_of(record)), "key": cell["key"]} != cell:
+                raise DataError(
+                    f"{store}/cells/{cell['key']}.json is of another cell than {sheet.name} asked for: "
+                    f"{cell_of(record)}."
+                )
 
 
 def _cell_pages(
@@ -77,7 +97,7 @@ def _cell_pages(
             if page is not None:
                 found[key] = page
             if not done % SAID:
-                say(f"{done} of {len(records)} pages of cells")
+                say(f"{done} of {len(records)} cells looked through")
         return found
 
     draw = partial(cell_page, store)

@@ -8,15 +8,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foretaste.errors import DataError
+from pydantic import TypeAdapter
+
+from foretaste.errors import DataError, PlanError
 from foretaste.evaluate.interval import Interval, wilson
 from foretaste.evaluate.spread import Spread
-from foretaste.experiment.cell import AXES
+from foretaste.experiment.cell import AXES, Cell
 from foretaste.record import Record
 from foretaste.report.printed import printed_value
 from foretaste.report.share import Share
+from foretaste.spec import build, values_of
 
-__all__ = ["RATES", "Entry", "Group", "Row", "Sheet", "groups_of", "is_guard_alone", "read_sheets", "share_of"]
+__all__ = [
+    "RATES",
+    "Entry",
+    "Group",
+    "Row",
+    "Sheet",
+    "groups_of",
+    "is_guard_alone",
+    "read_sheets",
+    "share_of",
+]
 
 _ROWS = ("attack", "trigger", "defence", "psim_strategy", "reset_rate", "threshold")
 RATES = ("clean_accuracy", "attack_success_rate")
@@ -39,6 +52,9 @@ class Sheet:
     defences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     altered: Sequence[str] = ()
     """Names of ours that the plan gave another meaning."""
+
+
+_SHEET = TypeAdapter(Sheet)
 
 
 @dataclass(frozen=True)
@@ -98,15 +114,19 @@ def read_sheets(store: Path) -> list[Sheet]:
     for path in sorted((Path(store) / "plans").glob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            cells = [{axis: cell.get(axis) for axis in AXES} | {"key": cell["key"]} for cell in content["cells"]]
+            cells = [
+                values_of(build(Cell, {axis: cell.get(axis) for axis in AXES})) | {"key": str(cell["key"])}
+                for cell in content["cells"]
+            ]
             meanings = {name: content.get(name, {}) for name in ("strategies", "defences")}
             more = {
                 "figure": content.get("figure"),
                 "altered": content.get("altered", ()),
                 **meanings,
             }  # older sheets have none of them
-            found.append(Sheet(path.stem, content["title"], content["table"], content["beside"], cells, **more))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            known = {name: content[name] for name in ("title", "table", "beside")}
+            found.append(_SHEET.validate_python({"name": path.stem, "cells": cells, **known, **more}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, PlanError) as error:
             raise DataError(f"{path} was not written by `foretaste run`: {error!r}.") from None
     if not found:
         raise DataError(f"{store} holds no plan; `foretaste run PLAN --store {store}` runs one.")
