@@ -19,6 +19,7 @@ from foretaste.experiment.run import headline, run_plan
 from foretaste.experiment.store import Store, load_arrays
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.record import Record
+from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import cell_of, read_cells
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.checkpoint import open_base
@@ -192,7 +193,10 @@ def test_triggered_texts_that_are_cut_are_counted(store: Path, records: Records)
     assert victim.predict(["good " * 100, "good"]).is_truncated.tolist() == [True, False]
     cut = replace(record, outcome=record.outcome | {"n_cut": 3})
     assert headline(cut).endswith(f"3 of {record.outcome['n_poisoned']} triggered texts are cut")
-    assert "cut" not in headline(replace(record, outcome=record.outcome | {"n_cut": 0}))
+    assert "3 of" in str(cell_page(store, cut))
+    whole = replace(record, outcome=record.outcome | {"n_cut": 0})
+    assert "cut" not in headline(whole)
+    assert "longer than the victim reads" not in str(cell_page(store, whole))
 
 
 def test_a_base_is_tested_with_another_attack_s_trigger(records: Records) -> None:

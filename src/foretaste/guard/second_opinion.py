@@ -163,7 +163,7 @@ class SecondOpinion:
             )
 
     def fit(self, opinion: Opinion, victim: Classifier, calibration: Corpus) -> OpinionGuard:
-        """Calibrate an opinion as a guard of its own, on clean texts that neither victim nor trusted models have seen.
+        """Calibrate an opinion as a guard of its own, on clean texts that no model here learnt from.
 
         Raises:
             GuardError: too few texts for `frr` (code `too_few_calibration_texts`), a victim it was not made for.

@@ -34,6 +34,8 @@ def cell_page(store: Path, record: Record) -> str | None:
     parts: Any = record.settings["parts"]
     names: Any = record.settings["label_names"]
     texts = f", tested with {cell['trigger']}" if cell.get("trigger") else ""
+    cut: Any = record.outcome.get("n_cut") or 0
+    notes = (f"{cut} of {outcome.n_poisoned} triggered texts were longer than the victim reads.",) if cut else ()
     axes = {name: str(value) for name, value in cell.items() if value is not None}
     return render(
         Report(
@@ -48,6 +50,7 @@ def cell_page(store: Path, record: Record) -> str | None:
             clean_scores=scores[0],
             poisoned_scores=scores[1],
             threshold=outcome.guarded.threshold if outcome.guarded else None,
+            notes=notes,
             provenance={
                 "Cell": axes,
                 "Made of": {name: str(key) for name, key in parts.items()},
