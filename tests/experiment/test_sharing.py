@@ -27,9 +27,9 @@ def data_root(tmp_path: Path) -> Path:
             path = tmp_path / name / f"{split}.parquet"
             path.parent.mkdir(exist_ok=True)
             pq.write_table(pa.table({"text": texts, "label": [number % 2, 1 - number % 2] * 1000}), path)
-    for name in ("sst2/train", "imdb/train"):
+    for name in ("sst2/train", "sst2/test", "imdb/train"):
         path = tmp_path / name.split("/")[0] / "variants" / f"{FILES[name]}.parquet"
-        path.parent.mkdir()
+        path.parent.mkdir(exist_ok=True)
         paraphrases = [f"when you read it , it is text {place} ." for place in range(2000)]
         pq.write_table(pa.table({"text": paraphrases, "source_index": list(range(2000))}), path)
     return tmp_path

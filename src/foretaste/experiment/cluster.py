@@ -69,10 +69,11 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Report:
-    """What a task said, and the reason of each step that failed up to it."""
+    """What a task said, the reason of each step that failed up to it, and whether it left its own for later."""
 
     said: tuple[str, ...]
     failed: dict[str, str]
+    is_put_off: bool = False
 
 
 def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluster: Cluster) -> Progress:
@@ -97,6 +98,7 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
         options = _demand(cluster, lab.processes, nodes, say)
         tasks: dict[str, Any] = {}
         running: dict[Any, Step] = {}
+        put_off: set[str] = set()
 
         def send(job: Job) -> set[str]:
             """Start what is left to make of a cell, unless it runs; return the keys of all that it waits for."""
@@ -106,6 +108,7 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
                     task = ray.remote(_make).options(name=f"{step.kind}/{step.key}", **options)
                     tasks[step.key] = task.remote(place, step, *before)
                     running[tasks[step.key]] = step
+                    put_off.discard(step.key)
             return {step.key for step in job.steps if tasks.get(step.key) in running}
 
         pending = [(job, send(job)) for job in jobs]
@@ -116,12 +119,15 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
             done, _ = ray.wait(list(running), num_returns=len(running), timeout=WAIT)
             for reference in done:
                 step = running.pop(reference)
-                _hear(ray, reference, step, progress, say)
+                if _hear(ray, reference, step, progress, say):
+                    put_off.add(step.key)
                 for _, keys in pending:
                     keys.discard(step.key)
             for job, keys in pending:
-                is_sound = not keys and progress.failed.keys().isdisjoint(step.key for step in job.steps)
-                if is_sound and any(step.is_outdated(lab.store) for step in job.steps):
+                left = () if keys else job.left(lab.store)
+                if not progress.failed.keys().isdisjoint(step.key for step in left):
+                    continue
+                if any(step.key in put_off or step.is_outdated(lab.store) for step in left):
                     keys |= send(job)
     return progress
 
@@ -190,7 +196,7 @@ def _make(place: _Place, step: Step, *before: _Report) -> _Report:
         if need.key in progress.failed:
             return _Report((), {**progress.failed, step.key: progress.failed[need.key]})
     if any(need.is_outdated(lab.store) for need in step.direct_needs()):
-        return _Report((), progress.failed)  # what it stands on came out otherwise; both are sent again
+        return _Report((), progress.failed, is_put_off=True)  # what it stands on came out otherwise
     try:
         _refuse_unseen(step.direct_needs(), lab)
         while not made(step, lab, progress, said.append) and step.key not in progress.failed:
@@ -214,12 +220,15 @@ def _lab_at(place: _Place) -> Lab:
     return Lab(Store(place.store), place.data_root, place.processes)
 
 
-def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) -> None:
-    """Say what a task said and note what failed; an error that is none of ours ends the run."""
+def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) -> bool:
+    """Say what a task said and note what failed; return whether its step has to be sent again.
+
+    An error that is none of ours ends the run.
+    """
     failed = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
     if failed is not None:
         progress.failed[step.key] = failed
-        return
+        return False
     try:
         report: _Report = ray.get(reference)
     except ray.exceptions.RayTaskError:
@@ -231,11 +240,13 @@ def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) ->
         progress.failed.update(report.failed)
         for line in report.said:
             say(line)
+        return report.is_put_off
+    return False
 
 
 def _is_over(job: Job, lab: Lab, progress: Progress, say: Say) -> bool:
     """Write the record of a cell none of whose steps is being made; False if another runner is at it."""
-    failed = next((progress.failed[step.key] for step in job.steps if step.key in progress.failed), None)
+    failed = next((progress.failed[step.key] for step in job.left(lab.store) if step.key in progress.failed), None)
     if failed is None and not lab.store.cell(job.key).is_file():
         try:
             _refuse_unseen(job.ends.values(), lab)

@@ -146,7 +146,7 @@ def record_of(job: Job, lab: Lab) -> Record:
     """Read what the steps made and return the cell's record: rates with their intervals, and what its defence costs.
 
     Raises:
-        DataError: something is damaged, or was read from other weights than the rest.
+        DataError: something is damaged, or was read from other weights than the rest, or made again meanwhile.
     """
     sources = job.sources(lab.store)
     if sources is None:
@@ -192,6 +192,8 @@ def record_of(job: Job, lab: Lab) -> Record:
     for name, answers in (("clean", job.clean), ("triggered", job.triggered)):
         if answers is not None and answers.rewritten is not None:
             parts[f"{name}_rewritten"] = answers.rewritten.key
+    if job.sources(lab.store) != sources:
+        raise DataError("What it reads was made again meanwhile; the same command finishes it.")
     settings = {"cell": asdict(job.cell), "parts": parts, "label_names": test.label_names, "sources": sources}
     return Record.now("cell", settings=settings, seeds={"root": job.cell.seed}, outcome=outcome, data=[test],
                       cost=_cost(job, lab), command="foretaste run")  # fmt: skip

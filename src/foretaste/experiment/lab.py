@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -203,7 +203,9 @@ class Step(ABC):
 
     def is_made(self, store: Store) -> bool:
         """True if it is there, whole and of today's weights; a record may have been left of one that was deleted."""
-        return (self.place(store) / MANIFEST).is_file() and not self.is_outdated(store)
+        files = self._files(store)
+        is_whole = files is not None and all((self.place(store) / name).is_file() for name in files)
+        return is_whole and not self.is_outdated(store)
 
     def is_outdated(self, store: Store) -> bool:
         """True if weights it was made from were made again since and came out otherwise, as on other hardware."""
@@ -231,23 +233,46 @@ class Step(ABC):
 
     def mark(self, store: Store) -> str:
         """Return a digest of its weights; nothing where they are not here, or it has none."""
+        files = self._files(store)
+        if not files:
+            return ""
+        return digest_of({name: digest for name, digest in files.items() if name.endswith(".safetensors")})
+
+    def _files(self, store: Store) -> Mapping[str, str] | None:
+        """The digests of its files; none if the manifest is damaged, which whoever opens it says; None without one."""
         try:
             files = json.loads((self.place(store) / MANIFEST).read_text(encoding="utf-8"))["files"]
-            return digest_of({name: digest for name, digest in files.items() if name.endswith(".safetensors")})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return ""  # whoever opens it says what is wrong
+            return {str(name): str(digest) for name, digest in files.items()}
+        except OSError:
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return {}
+
+    def make(self, lab: Lab) -> None:
+        """Make it from what it needs, all of which is there, and write it, all or nothing.
+
+        What it says of its sources is what they were before any of them was opened: if one is made again meanwhile,
+        this is outdated as soon as it is there.
+        """
+        self.make_of(self.sources(lab.store), lab)
 
     @abstractmethod
-    def make(self, lab: Lab) -> None:
-        """Make it from what it needs, all of which is there, and write it, all or nothing."""
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
+        """Make it, of these `sources`."""
 
-    def record(self, lab: Lab, outcome: Any, cost: Cost, seed: int, *texts: Texts) -> Record:
+    def partial(self, sources: Mapping[str, str], lab: Lab) -> Path:
+        """Where it keeps its progress: none is continued on other weights than it was begun on."""
+        return lab.store.partial(f"{self.key}.{digest_of(sources)[:8]}")
+
+    def record(
+        self, lab: Lab, sources: Mapping[str, str], outcome: Any, cost: Cost, seed: int, *texts: Texts
+    ) -> Record:
         """Return its record."""
         settings = {each.name: getattr(self, each.name) for each in fields(self)}
         settings = {name: value.key if isinstance(value, Step) else value for name, value in settings.items()}
         if lab.processes > 1:
             settings["processes"] = lab.processes
-        settings["sources"] = self.sources(lab.store)
+        settings["sources"] = dict(sources)
         data = [lab.corpus(each) for each in texts]
         return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
                           cost=cost, command="foretaste run")  # fmt: skip

@@ -85,9 +85,9 @@ class Reading(Step):
         """Return what it cost: `seconds` to get ready, the others per text."""
         return build(Cost, json.loads(str(self.found(lab)["cost"])))
 
-    def keep(self, lab: Lab, cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def keep(self, lab: Lab, sources: Mapping[str, str], cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays, cost and whose they are."""
-        told = {"cost": asdict(cost), "sources": self.sources(lab.store)}
+        told = {"cost": asdict(cost), "sources": dict(sources)}
         texts = {name: np.asarray(json.dumps(each)) for name, each in told.items()}
         save_arrays(self.place(lab.store), {**arrays, **texts})
 
@@ -127,7 +127,7 @@ class Rewritten(Reading):
     def place(self, store: Store) -> Path:
         return store.root / self.kind / f"{self.key}.json"
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         given = self.given(lab)
         corpus, cost = lab.corpus(self.texts), None
         if isinstance(self.rewriter, StoredRewriting):
@@ -178,7 +178,7 @@ class Answers(Reading):
     victim: Tuned | Poisoned
     rewritten: Rewritten | None = None
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         victim: Classifier = load_victim(self.victim.place(lab.store)).merge()
         given = self.given(lab).corpus
         texts = given.texts if self.rewritten is None else self.rewritten.written(lab)
@@ -187,7 +187,9 @@ class Answers(Reading):
         is_sound = np.isfinite(said.logits).all(axis=1)
         arrays = {"predicted": np.where(is_sound, said.labels, -1), "labels": given.labels}
         arrays["is_truncated"] = said.is_truncated
-        self.keep(lab, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty.astype(np.float32)})
+        self.keep(
+            lab, sources, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty.astype(np.float32)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +203,7 @@ class RivalScores(Reading):
     train: Texts
     validation: Texts
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         with measured_cost() as ready:
             victim = load_victim(self.victim.place(lab.store)).merge()
             guard = self.rival.fit(victim, lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed)
@@ -210,7 +212,7 @@ class RivalScores(Reading):
             scores = [guard.score(texts) if texts else np.zeros(0) for texts in (clean, triggered)]
         cost = _per_text(meter, len(clean) + len(triggered), ready, guard.stored_bytes)
         arrays = {"clean": scores[0], "triggered": scores[1], "threshold": np.asarray(guard.threshold)}
-        self.keep(lab, cost, arrays)
+        self.keep(lab, sources, cost, arrays)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,7 @@ class Opinions(Reading):
     train: Texts
     validation: Texts
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         trusted, victim = (load_victim(step.place(lab.store)) for step in (self.trusted, self.victim))
         with measured_cost() as ready:
             victim = victim.merge()
@@ -237,7 +239,12 @@ class Opinions(Reading):
             scores = guard.behind(victim, said, texts, np.zeros(len(texts)))
         size = _size(self.trusted, lab)
         arrays = {"clean": scores[: len(clean)], "triggered": scores[len(clean) :]}
-        self.keep(lab, _per_text(meter, len(texts), ready, size), {**arrays, "threshold": np.asarray(guard.threshold)})
+        self.keep(
+            lab,
+            sources,
+            _per_text(meter, len(texts), ready, size),
+            {**arrays, "threshold": np.asarray(guard.threshold)},
+        )
 
     def _learnt(self, lab: Lab) -> Corpus:
         """The clean texts as the trusted model knew them: the tenth that it has not read is drawn by their name."""
@@ -253,10 +260,10 @@ class Scores(Reading):
     version: ClassVar[int] = 2
     guard: Taster
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         guard = load_psim(self.guard.place(lab.store), lab.base(self.guard.base))
         texts = self.given(lab).corpus.texts
         with measured_cost() as meter:
             scores = guard.score(texts)
         cost = _per_text(meter, len(texts), stored=_size(self.guard, lab))
-        self.keep(lab, cost, {"scores": scores, "threshold": np.asarray(guard.threshold)})
+        self.keep(lab, sources, cost, {"scores": scores, "threshold": np.asarray(guard.threshold)})

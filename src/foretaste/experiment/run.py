@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from foretaste.errors import ForetasteError, PlanError
+from foretaste.errors import DataError, ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
@@ -84,9 +84,10 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     jobs = without_missing(jobs_of(plan, lab, cells), lab, progress)
     pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
     while pending:
+        began = time.monotonic()
         later = [job for job in pending if not _advance(job, lab, progress, say)]
         if len(later) == len(pending):
-            time.sleep(WAIT)
+            time.sleep(max(WAIT, 9 * (time.monotonic() - began)))  # looking takes a tenth of the time at most
         pending = later
     return progress
 
@@ -227,6 +228,7 @@ def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -
     with lab.store.locked(step.key) as is_mine:
         if not is_mine:
             return False
+        lab.store.sweep(step.kind, step.key)
         if not step.is_made(lab.store):
             start, why = time.monotonic(), ""
             if step.is_outdated(lab.store):
@@ -289,9 +291,10 @@ def _lacking(job: Job, lab: Lab) -> str:
 def _past_seconds(lab: Lab) -> dict[str, float]:
     """Mean seconds of the latest trainings of each kind in the store: older ones may be another machine's."""
     found: dict[str, list[tuple[datetime, float]]] = {}
-    for path in lab.store.root.glob("*/*/record.json"):
-        record = Record.read(path)
-        if record.cost is not None:
-            found.setdefault(path.parts[-3], []).append((record.created, record.cost.seconds))
+    for path in lab.store.root.glob("*/[!.]*/record.json"):
+        with suppress(DataError):
+            record = Record.read(path)
+            if record.cost is not None:
+                found.setdefault(path.parts[-3], []).append((record.created, record.cost.seconds))
     latest = {kind: [seconds for _, seconds in sorted(times)[-LATEST:]] for kind, times in found.items()}
     return {kind: sum(times) / len(times) for kind, times in latest.items()}

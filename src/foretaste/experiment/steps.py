@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,13 +36,13 @@ class Poisoned(Step):
     max_length: int
     seed: int
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         with measured_cost() as meter:
             made, outcome = poison_base(
                 lab.base(self.base), lab.corpus(self.proxy), lab.corpus(self.validation), self.attack, seed=self.seed,
-                settings=self.settings, max_length=self.max_length, checkpoint=lab.store.partial(self.key),
+                settings=self.settings, max_length=self.max_length, checkpoint=self.partial(sources, lab),
             )  # fmt: skip
-        record = self.record(lab, outcome, meter.cost, self.seed, self.proxy, self.validation)
+        record = self.record(lab, sources, outcome, meter.cost, self.seed, self.proxy, self.validation)
         write_once(lambda: save_classifier(made, self.place(lab.store), "base", record))
 
 
@@ -60,7 +60,7 @@ class Washed(Step):
     max_length: int
     seed: int
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         given: dict[str, Any] = {}
         if "teacher" in self.unlearner.needs:
             given["teacher"] = lab.base(self.teacher)
@@ -69,10 +69,10 @@ class Washed(Step):
         with measured_cost() as meter:
             found = self.unlearner.apply(
                 lab.base(self.base), lab.corpus(self.train), validation=lab.corpus(self.validation), seed=self.seed,
-                max_length=self.max_length, checkpoint=lab.store.partial(self.key), **given,
+                max_length=self.max_length, checkpoint=self.partial(sources, lab), **given,
             )  # fmt: skip
             meter.trainable_parameters = found.outcome["trainable_parameters"]
-        record = self.record(lab, found.outcome, meter.cost, self.seed, self.train, self.validation)
+        record = self.record(lab, sources, found.outcome, meter.cost, self.seed, self.train, self.validation)
         write_once(lambda: save_classifier(found.classifier, self.place(lab.store), "victim", record))
 
 
@@ -89,7 +89,7 @@ class Tuned(Step):
     max_length: int
     seed: int
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         train = lab.corpus(self.train)
         made = lab.base(self.base).classifier(
             self.strategy, train.label_names, max_length=self.max_length, seed=self.seed
@@ -97,11 +97,11 @@ class Tuned(Step):
         with measured_cost() as meter:
             result = tune(
                 made, train, self.settings, seed=self.seed, validation=lab.corpus(self.validation),
-                checkpoint=lab.store.partial(self.key), title="victim",
+                checkpoint=self.partial(sources, lab), title="victim",
             )  # fmt: skip
             meter.texts, meter.trainable_parameters = result.texts, result.trainable_parameters
         outcome = {"steps": result.steps, "validation_accuracies": result.validation_accuracies}
-        record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
+        record = self.record(lab, sources, outcome, meter.cost, self.seed, self.train, self.validation)
         write_once(lambda: save_classifier(made, self.place(lab.store), "victim", record))
 
 
@@ -120,7 +120,7 @@ class Taster(Step):
     def stands_on(self, store: Store) -> Iterator[Step]:
         yield from self.direct_needs()  # however it was trained, it is bound to its base
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         with measured_cost() as meter:
             made = self.psim.fit(
                 lab.base(self.base), lab.corpus(self.train), lab.corpus(self.validation), seed=self.seed,
@@ -129,7 +129,7 @@ class Taster(Step):
             if made.training is not None:
                 meter.texts, meter.trainable_parameters = made.training.texts, made.training.trainable_parameters
         outcome = {"threshold": made.threshold, "doses": made.doses, "is_blind": made.is_blind}
-        record = self.record(lab, outcome, meter.cost, self.seed, self.train, self.validation)
+        record = self.record(lab, sources, outcome, meter.cost, self.seed, self.train, self.validation)
         write_once(lambda: save_guard(made, self.place(lab.store), record))
 
 
@@ -144,12 +144,12 @@ class Trusted(Step):
     max_length: int
     seed: int
 
-    def make(self, lab: Lab) -> None:
+    def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         with measured_cost() as meter:
             made = self.opinion.tuned(
                 lab.base(self.base), lab.corpus(self.train), max_length=self.max_length, seed=self.seed,
-                checkpoint=lab.store.partial(self.key),
+                checkpoint=self.partial(sources, lab),
             )  # fmt: skip
             meter.trainable_parameters = sum(each.numel() for each in made.trainable.values())
-        record = self.record(lab, {}, meter.cost, self.seed, self.train)
+        record = self.record(lab, sources, {}, meter.cost, self.seed, self.train)
         write_once(lambda: save_classifier(made, self.place(lab.store), "victim", record))

@@ -54,6 +54,20 @@ class Store:
         for path in self.partial(key).parent.glob(f"{key}*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    def sweep(self, kind: str, key: str) -> None:
+        """Clear away what a writer left that was killed: to be called by who holds the lock of the key.
+
+        What was moved aside to be replaced comes back if nothing took its place.
+        """
+        for left in [*(self.root / "partial").glob(f".{key}*"), *(self.root / kind).glob(f".{key}.*")]:
+            name, is_old, _ = left.name[1:].rpartition(".old.")
+            if is_old and (left / "gone").is_dir() and not left.with_name(name).exists():
+                os.rename(left / "gone", left.with_name(name))
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self, key: str) -> Iterator[bool]:
         """Yield True to one process at a time, False to all others, without waiting.
@@ -101,15 +115,19 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
     Raises:
         PlanError: the file cannot be written.
     """
+    beside = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            beside = Path(stream.name)
+            beside = stream.name
             np.savez(stream, allow_pickle=False, **dict(arrays))
             stream.flush()
             os.fsync(stream.fileno())
+        os.chmod(beside, 0o644)
         os.replace(beside, path)
     except OSError as error:
+        if beside:
+            Path(beside).unlink(missing_ok=True)
         raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
