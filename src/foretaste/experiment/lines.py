@@ -18,7 +18,7 @@ def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: o
 
     >>> line_of('title = "x"\\n[[grid]]\\nseed = 1\\n[[grid]]\\nseed = [1,\\n  -2]\\n', "grid", 1, "seed", -2)
     6
-    >>> line_of('[grid]\nstrategy = ["lora",  # not loar\n "loar"]\n', "grid", key="strategy", value="loar")
+    >>> line_of('[grid]\\nstrategy = ["lora",  # not loar\\n "loar"]\\n', "grid", key="strategy", value="loar")
     3
     """
     lines, start, own, seen = text.splitlines(), 0, not table, -1
