@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.experiment.toy import NAMES
+from tests.experiment.toy import NAMES, plan_of
 
 from foretaste.errors import PlanError
 from foretaste.experiment import steps
@@ -25,7 +25,7 @@ from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, _Repor
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab, Step
-from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.plan import Plan
 from foretaste.experiment.run import run_plan
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.report.cells import read_cells
@@ -68,9 +68,7 @@ max_steps = 1
 @pytest.fixture(scope="module")
 def plan(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """A base, two victims, a guard, and another one that cannot be trained."""
-    path = tmp_path_factory.mktemp("plan") / "plan.toml"
-    path.write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
-    return read_plan(path)
+    return plan_of(PLAN, toy_base, small_toy, tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture(scope="module")

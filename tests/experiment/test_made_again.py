@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.experiment.toy import NAMES
+from tests.experiment.toy import NAMES, plan_of
 
 from foretaste.errors import DataError, ModelError
 from foretaste.evaluate.outcome import measure
@@ -20,7 +20,7 @@ from foretaste.experiment.cluster import Cluster, run_on_cluster
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.plan import Plan
 from foretaste.experiment.run import Progress, made, run_plan
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.tune.loop import tune
@@ -50,9 +50,7 @@ PLAN = (
 @pytest.fixture(scope="module")
 def plan(toy_base: Path, small_toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
     """An undefended cell, and one that PSIM stands before, tested with another trigger, of one base and victim."""
-    path = tmp_path_factory.mktemp("plan") / "plan.toml"
-    path.write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
-    return read_plan(path)
+    return plan_of(PLAN, toy_base, small_toy, tmp_path_factory.mktemp("plan"))
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +177,7 @@ def test_what_a_killed_writer_left_is_cleared_away_and_what_it_moved_aside_comes
 class _Scheduler:
     """Stands for Ray: one task at a time, those that need a guard last."""
 
-    class exceptions:  # noqa: N801
-        """Ray's, none of which comes here."""
-
-        class RayError(Exception):
-            """Of Ray."""
-
-        class RayTaskError(RayError):
-            """Of a task."""
+    exceptions = SimpleNamespace(RayError=RuntimeError, RayTaskError=ChildProcessError)  # none of which comes
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": 4.0}}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,10 +189,18 @@ epoch = 3
 """
 
 
-def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
+def _refused(tmp_path: Path, text: str, expected: Mapping[int, str]) -> PlanError:
+    """Read a plan whose mistakes stand on these lines and are said in words that begin so."""
     with pytest.raises(PlanError) as caught:
-        read_plan(_plan(tmp_path, BAD))
+        read_plan(_plan(tmp_path, text))
     said = {int(line.split(":")[1]): line.split(": ", 1)[1] for line in str(caught.value).splitlines()}
+    assert said.keys() == expected.keys()
+    for line, message in expected.items():
+        assert said[line].startswith(message), (line, said[line])
+    return caught.value
+
+
+def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
     expected = {
         2: "Unknown name 'tabel'. Did you mean 'table'?",
         4: "PlanSettings has no field 'max_lenght'. Did you mean 'max_length'?",
@@ -214,9 +223,7 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         55: "W2SDefense has no field 'learning_rate'. Did you mean 'teacher_learning_rate'?",
         56: "W2SDefense has no field 'epoch'. Did you mean 'epochs'?",
     }
-    assert said.keys() == expected.keys()
-    for line, message in expected.items():
-        assert said[line].startswith(message), (line, said[line])
+    _refused(tmp_path, BAD, expected)
 
 
 NESTED = """title = "x"
@@ -254,9 +261,6 @@ strategy = { rank = 4 }
 
 
 def test_a_definition_with_mistakes_is_no_unknown_name_and_has_all_of_them_said(tmp_path: Path) -> None:
-    with pytest.raises(PlanError) as caught:
-        read_plan(_plan(tmp_path, NESTED))
-    said = {int(line.split(":")[1]): line.split(": ", 1)[1] for line in str(caught.value).splitlines()}
     expected = {
         2: "settings are a table of their own: [settings].",
         3: "The paper's tables are 1 to 14",
@@ -273,10 +277,7 @@ def test_a_definition_with_mistakes_is_no_unknown_name_and_has_all_of_them_said(
         30: "Psim.frr: Input should be less than 1 (got 3).",
         31: "PromptTuning has no field 'rank'.",
     }
-    assert len(caught.value.args) == len(said)
-    assert said.keys() == expected.keys()
-    for line, message in expected.items():
-        assert said[line].startswith(message), (line, said[line])
+    assert len(_refused(tmp_path, NESTED, expected).args) == len(expected)
 
 
 @pytest.mark.parametrize(

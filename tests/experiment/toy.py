@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from foretaste.experiment.plan import Plan, read_plan
+
 NAMES = """
 [model.tiny]
 location = "{tiny}"
@@ -34,3 +38,10 @@ epochs = 1
 least_steps = 1
 precision = "float32"
 """
+
+
+def plan_of(text: str, tiny: Path, data: Path, home: Path) -> Plan:
+    """Write a plan into a directory, with where its tiny model and its data lie, and read it."""
+    path = home / "plan.toml"
+    path.write_text(text.format(tiny=tiny, data=data), encoding="utf-8")
+    return read_plan(path)

@@ -71,7 +71,9 @@ def test_paraphrases_made_for_one_target_do_for_no_other(tmp_path: Path) -> None
 def test_where_an_origin_is_unknown_nothing_is_said_of_it() -> None:
     is_right = np.array([True, False, True])
     known, unknown = (Triggered(_corpus("x/test"), np.array(origins)) for origins in ([2, -1, 1, 0], [-1, -1]))
-    assert known.origin_holds(is_right).tolist() == [True, False, False, True]  # type: ignore[union-attr]
+    held = known.origin_holds(is_right)
+    assert held is not None
+    assert held.tolist() == [True, False, False, True]
     assert unknown.origin_holds(is_right) is None
 
 

@@ -73,16 +73,11 @@ class CausalModel:
         read = [self._heads(words) for words in texts]
         unread = [len(words) - len(head) for words, head in zip(texts, read, strict=True)]
         made = self._of_heads(read)
-        for words, own in zip(read, made, strict=True):
-            own[1:][self._is_unread(words)] = np.inf
+        whole = self._ids([" ".join(words) for words in read])
+        for words, ids, own in zip(read, whole, made, strict=True):
+            if len(ids) == self._max_length:  # it may be cut: without a word behind the cut the model reads the same
+                own[1:][[row == ids for row in self._ids(_versions(words)[1:])]] = np.inf
         return [np.append(own, np.full(more, np.inf)) for own, more in zip(made, unread, strict=True)]
-
-    def _is_unread(self, words: Sequence[str]) -> list[bool]:
-        """Say of each word whether the model reads the same without it, since it stands behind the cut."""
-        if len(self._ids([" ".join(words)])[0]) < self._max_length:
-            return [False] * len(words)
-        whole, *lacking = self._ids(_versions(words))
-        return [row == whole for row in lacking]
 
     def _heads(self, words: Sequence[str]) -> list[str]:
         """Return the first words, as many as could be read with any one left out: none is less than a token."""
