@@ -24,7 +24,7 @@ from foretaste.tune import loop
 from foretaste.tune.loop import TuneSettings, cross_entropy, tune
 from foretaste.victim.artefact import load_victim, save_classifier
 from foretaste.victim.checkpoint import open_base
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.classifier import Classifier, to_train
 from foretaste.victim.module import Output
 from foretaste.victim.strategy import STRATEGIES, Full, Lora
 
@@ -256,6 +256,20 @@ def test_every_precision_trains(make: Callable[..., Classifier], precision: str)
     assert np.isfinite(result.losses).all()
     assert not _is_same(_weights(classifier), before)
     assert {p.dtype for p in classifier.trainable.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("precision", "width", "is_fused"), [("bfloat16", 25, False), ("bfloat16", 256, True), ("float32", 25, True)]
+)
+def test_short_texts_are_trained_without_fused_attention_in_bfloat16(
+    precision: Any, width: int, is_fused: bool
+) -> None:
+    backends: Any = torch.backends.cuda  # the switch is one for all devices
+    with to_train(torch.device("cpu"), precision, width):
+        assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
+        assert backends.flash_sdp_enabled() == is_fused
+    assert backends.flash_sdp_enabled()
+    assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from foretaste.errors import GuardError
 from foretaste.guard.rival import Rival, Scorer
 from foretaste.spec import spec
 from foretaste.victim.batch import pad, training_batches
-from foretaste.victim.classifier import Classifier
+from foretaste.victim.classifier import Classifier, to_train
 
 __all__ = ["Rap"]
 
@@ -93,8 +93,9 @@ class Rap(Rival):
         optimizer = torch.optim.Adam([vector], lr=self.learning_rate)
         for epoch in range(self.epochs):
             for batch in training_batches(encoded.lengths, _BATCH, seed, epoch):
-                with _read_as(victim, token, vector):
-                    logits = victim.module(*pad([encoded.ids[i] for i in batch], start.device)).logits
+                ids, mask = pad([encoded.ids[i] for i in batch], start.device)
+                with _read_as(victim, token, vector), to_train(start.device, "auto", ids.shape[1]):
+                    logits = victim.module(ids, mask).logits
                 change = logits.softmax(dim=1)[:, label] - before[torch.from_numpy(batch)]
                 loss = self.weight * (change + self.least).relu().mean() + (-self.most - change).relu().mean()
                 (vector.grad,) = torch.autograd.grad(loss, [vector])

@@ -29,7 +29,7 @@ from foretaste.spec import spec
 from foretaste.tune.checkpoint import TuneCheckpoint, TuneState
 from foretaste.tune.progress import meter
 from foretaste.victim.batch import Encoded, pad, training_batches
-from foretaste.victim.classifier import Classifier, Precision, autocast
+from foretaste.victim.classifier import Classifier, Precision, to_train
 from foretaste.victim.module import Output
 
 __all__ = ["Objective", "TuneResult", "TuneSettings", "cross_entropy", "tune"]
@@ -236,8 +236,9 @@ class _Run:
         for part in np.array_split(own, min(settings.accumulation, math.ceil(len(batch) / world))):
             weight = 1.0 if len(part) else 0.0
             part = part if len(part) else batch[:1]
-            with autocast(device, settings.precision):
-                output = self.module(*pad([self.encoded.ids[i] for i in part], device))
+            ids, mask = pad([self.encoded.ids[i] for i in part], device)
+            with to_train(device, settings.precision, ids.shape[1]):
+                output = self.module(ids, mask)
             losses = self.objective(output, part, self.labels[part].to(device))
             # DDP averages over processes; the sum over all texts divided by the batch size is what is wanted.
             loss = losses.sum() * (weight * world / len(batch))
