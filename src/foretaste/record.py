@@ -25,7 +25,7 @@ from foretaste.errors import DataError, PlanError
 from foretaste.files import write_json
 from foretaste.spec import build, spec
 
-__all__ = ["SCHEMA_VERSION", "DataUse", "Kind", "Record"]
+__all__ = ["SCHEMA_VERSION", "DataUse", "Kind", "Record", "parse_json"]
 
 SCHEMA_VERSION: Final = 1
 Kind = Literal["poison", "tune", "guard", "evaluate", "audit", "unlearn", "cleanse", "demo", "cell"]
@@ -131,7 +131,7 @@ class Record:
         """
         path = Path(path)
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+            fields = parse_json(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
         except ValueError as error:
@@ -148,6 +148,20 @@ class Record:
             return build(Record, fields)
         except (PlanError, DataError) as error:
             raise DataError(f"{path}: {error}") from None
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that can be written again: no NaN, no half characters, no nesting deeper than Python's own.
+
+    Raises:
+        ValueError: anything else.
+    """
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return found
 
 
 def _version(package: str) -> str | None:

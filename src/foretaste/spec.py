@@ -45,6 +45,8 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
                 continue  # what is misspelt is not missing, too
             where = ".".join(str(part) for part in each["loc"])
             problems.append(f"{kind.__name__}.{where}: {each['msg']} (got {each['input']!r}).")
+    except PlanError as error:
+        problems += error.args
     if problems:
         raise PlanError(*problems)
     return made

@@ -280,6 +280,69 @@ def test_a_definition_with_mistakes_is_no_unknown_name_and_has_all_of_them_said(
     assert len(_refused(tmp_path, NESTED, expected).args) == len(expected)
 
 
+MISPLACED = """title = "x"
+[setings]
+limit = 5
+[[gird]]
+seed = 1
+[model]
+x = 3
+[attack.none]
+trigger = "word:cf"
+[attack.mine]
+trigger = "wrod:cf"
+target = "x"
+style = "dirty"
+[attack.fewer]
+trigger = "word:cf"
+count = -5
+counts = 3
+[defence.none]
+frr = 0.5
+[defence.nothing]
+method = "none"
+frr = 0.5
+[defence.p]
+method = "psim"
+strategy = "loraa"
+frr = 2
+[[grid]]
+model = "minilm"
+data = "sst2"
+attack = "badnet"
+strategy = "lora"
+seed = [
+  -1,
+  1.5,
+  true]
+[beside]
+minilmm = "bert"
+"""
+
+
+def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines(tmp_path: Path) -> None:
+    expected = {
+        2: "Unknown name 'setings'. Did you mean 'settings'?",
+        4: "Unknown name 'gird'. Did you mean 'grid'?",
+        6: "model is defined in tables of its own",
+        8: "A cell without any attack calls it none",
+        11: "Unknown trigger 'wrod'. Did you mean 'word'?",
+        12: "Attack.target: Input should be a valid integer",
+        13: "Attack.style: Input should be",
+        16: "count must be 1 or more, got -5.",
+        17: "Attack has no field 'counts'. Did you mean 'count'?",
+        18: "A cell without any defence calls it none",
+        22: "none has no fields; got frr.",
+        25: "Unknown strategy 'loraa'. Did you mean 'lora'?",
+        26: "Psim.frr: Input should be less than 1",
+        32: "seed is a value or a list of values; got True.",
+        33: "Cell.seed: Input should be greater than or equal to 0",
+        34: "Cell.seed: Input should be a valid integer",
+        36: "Unknown model 'minilmm'. Did you mean 'minilm'?",
+    }
+    _refused(tmp_path, MISPLACED, expected)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -306,7 +369,7 @@ def test_a_definition_with_mistakes_is_no_unknown_name_and_has_all_of_them_said(
         (GOOD.replace("table = 1", 'beside = { minilm = "bart" }'), "no model 'bart'. Did you mean 'bert'"),
         (GOOD.replace("table = 1", "table = 15"), "The paper's tables are 1 to 14"),
         (GOOD.replace("[1, 2]", "-1"), "Cell.seed: Input should be greater than or equal to 0"),
-        (GOOD.replace("[1, 2]", "[1, true]"), r"seed is a value or a list of values; got .1, True"),
+        (GOOD.replace("[1, 2]", "[1, true]"), "seed is a value or a list of values; got True"),
         (GOOD.replace("table = 1", 'model = "minilm"'), "tables of its own"),
         ("title = 'x'\ngrid = [1]", "A grid is a table"),
         (GOOD + '[model.x]\nlocation = "a"\nrevision = "b"', "A model has a location"),

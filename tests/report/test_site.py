@@ -10,45 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.report.conftest import cell_at, rates, write_store
 
 from foretaste.errors import DataError, PlanError
-from foretaste.experiment.cell import Cell
 from foretaste.record import Record
 from foretaste.report.printed import printed_value
 from foretaste.report.site import write_site
 from foretaste.report.tables import groups_of, read_sheets
 from foretaste.spec import values_of
 
-AXES: dict[str, Any] = {"model": "minilm", "data": "sst2", "knowledge": "full_task"}
-
-
-def _cell(attack: str, defence: str, seed: int, strategy: str = "lora") -> Cell:
-    return Cell(**AXES, attack=attack, defence=defence, strategy=strategy, seed=seed)
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Table 1 in part: BadNet on two of three seeds, PSIM on one; P-tuning v1 was not run."""
-    cells = [
-        _cell("none", "none", 0),
-        *(_cell("badnet", defence, seed) for defence in ("none", "psim") for seed in range(3)),
-    ]
-    cells.append(_cell("badnet", "none", 0, "p_tuning_v1"))
-    keys = {cell: f"key{number}" for number, cell in enumerate(cells)}
-    done = {
-        cells[0]: {"clean_accuracy": 0.9},
-        cells[1]: {"clean_accuracy": 0.88, "attack_success_rate": 1.0, "guarded": None},
-        cells[2]: {"clean_accuracy": 0.92, "attack_success_rate": 0.98, "guarded": None},
-        cells[4]: {"clean_accuracy": 0.88, "attack_success_rate": 1.0,
-                   "guarded": {"clean_accuracy": 0.87, "attack_success_rate": 0.01, "threshold": 2.5}},
-    }  # fmt: skip
-    for cell, outcome in done.items():
-        record = Record.now("cell", settings={"cell": values_of(cell)}, seeds={"root": cell.seed}, outcome=outcome)
-        record.write(tmp_path / "store" / "cells" / f"{keys[cell]}.json")
-    sheet = {"title": "One & <two>", "table": 1, "beside": {"minilm": "bert-large"},
-             "cells": [{**values_of(cell), "key": key} for cell, key in keys.items()]}  # fmt: skip
-    (tmp_path / "store" / "plans").mkdir()
-    (tmp_path / "store" / "plans" / "table1.json").write_text(json.dumps(sheet), encoding="utf-8")
+    write_store(
+        tmp_path / "store",
+        [
+            (cell_at("none"), rates(0.9)),
+            (cell_at("badnet", seed=0), rates(0.88, 1.0)),
+            (cell_at("badnet", seed=1), rates(0.92, 0.98)),
+            (cell_at("badnet", seed=2), None),
+            (cell_at("badnet", "psim", seed=0), rates(0.88, 1.0, (0.87, 0.01))),
+            (cell_at("badnet", "psim", seed=1), None),
+            (cell_at("badnet", "psim", seed=2), None),
+            (cell_at("badnet", strategy="p_tuning_v1"), None),
+        ],
+        name="table1",
+        title="One & <two>",
+        table=1,
+        beside={"minilm": "bert-large"},
+    )
     return tmp_path / "store"
 
 
@@ -113,11 +104,11 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     cells = list(csv.DictReader(files["cells.csv"].splitlines()))
     assert len(cells) == 4
     assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}
-    assert {(line["threshold"], line["guard_threshold"]) for line in cells} == {("", ""), ("", "2.5")}
+    assert {(line["threshold"], line["guard_threshold"]) for line in cells} == {("", ""), ("", "0.5")}
 
 
 def test_printed_values_are_all_there_and_told_apart() -> None:
-    cell = {**AXES, "attack": "badnet", "defence": "psim", "strategy": "lora"}
+    cell = values_of(cell_at("badnet", "psim"))
     by_strategy = [
         printed_value(3, "bert", {**cell, "psim_strategy": name}) for name in ("full", "lora", "p_tuning_v2")
     ]
@@ -165,6 +156,27 @@ def test_somebody_elses_directory_is_left_alone_and_an_older_site_replaced_whole
         ("cells/key1.json", {"outcome": {"clean_accuracy": "x"}}, "outcome.clean_accuracy: Input should be a valid"),
         ("cells/key1.json", {"outcome": {"clean_accuracy": 0.5, "floors": 3}}, "outcome.floors: "),
         ("cells/key1.json", {"outcome": {"clean_accuracy": 0.5, "guarded": 5}}, "outcome.guarded: "),
+        ("cells/key1.json", {"outcome": rates(0.5)}, "of triggered texts, but without an attack success rate"),
+        (
+            "cells/key4.json",
+            {"outcome": rates(0.9, 1.0) | {"guarded": {"clean_accuracy": 0.9, "threshold": 1.0}}},
+            "of triggered texts, but without an attack success rate",
+        ),
+        ("cells/key0.json", {"outcome": rates(0.9) | {"intervals": {}}}, "intervals.clean_accuracy: Field required"),
+        (
+            "cells/key0.json",
+            {"outcome": rates(0.9) | {"intervals": {"clean_accuracy": {"low": 0.95, "high": 0.85}}}},
+            "clean_accuracy does not lie in its interval",
+        ),
+        (
+            "cells/key0.json",
+            {"outcome": rates(0.9) | {"intervals": {"clean_accuracy": {"low": -3, "high": 7}}}},
+            "intervals.clean_accuracy.low: Input should be greater",
+        ),
+        ("cells/key0.json", {"data": [{"name": "x", "digest": "0", "rows": 0}]}, "of no texts"),
+        ("cells/key1.json", {"command": "\ud800"}, "surrogates not allowed"),
+        ("plans/table1.json", {"title": "\ud800"}, "surrogates not allowed"),
+        ("plans/table1.json", {"defences": {"psim": {"psim": "x"}}}, "was not written by `foretaste run`"),
         ("plans/table1.json", {"title": 5}, "was not written by `foretaste run`"),
         ("plans/table1.json", {"beside": None}, "was not written by `foretaste run`"),
         ("plans/table1.json", {"strategies": []}, "was not written by `foretaste run`"),
@@ -181,6 +193,29 @@ def test_contents_that_are_no_results_are_refused(
         write_site(store, tmp_path / "site")
     assert path.name in str(caught.value)
     assert not (tmp_path / "site").exists()
+
+
+@pytest.mark.parametrize("where", ["cells/key1.json", "plans/table1.json"])
+def test_json_that_is_nested_beyond_reading_is_refused(store: Path, tmp_path: Path, where: str) -> None:
+    (store / where).write_text("[" * 200_000, encoding="utf-8")
+    with pytest.raises(DataError, match="nested too deeply"):
+        write_site(store, tmp_path / "site")
+
+
+@pytest.mark.parametrize("name", ["index", "cells", "a b"])
+def test_a_plan_cannot_take_the_place_of_another_page(store: Path, tmp_path: Path, name: str) -> None:
+    (store / "plans" / "table1.json").rename(store / "plans" / f"{name}.json")
+    with pytest.raises(DataError, match="a plan's page cannot be called so"):
+        write_site(store, tmp_path / "site")
+
+
+def test_all_damaged_records_are_named(store: Path, tmp_path: Path) -> None:
+    for name in ("key0", "key2"):
+        (store / "cells" / f"{name}.json").write_text("{", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"(?s)key0\.json is not a Foretaste record.*key2\.json is not a Foretaste record"
+    ):
+        write_site(store, tmp_path / "site")
 
 
 def test_a_record_of_another_cell_is_refused(store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from foretaste.spec import Registry, spec
 
-__all__ = ["AXES", "MODELS", "PROXIES", "Cell", "Knowledge"]
+__all__ = ["AXES", "MODELS", "PROXIES", "Cell", "Knowledge", "is_page_name"]
 
 Knowledge = Literal["full_task", "full_data"]
 
@@ -57,3 +58,8 @@ class Cell:
 
 
 AXES = tuple(field.name for field in fields(Cell))
+
+
+def is_page_name(name: str) -> bool:
+    """Say whether a plan's page can be called so: plain letters, and not as another page of the site."""
+    return name not in ("index", "cells") and re.fullmatch(r"[\w.-]+", name) is not None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
-__all__ = ["line_of"]
+__all__ = ["key_of", "line_of"]
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
 
 _COMMENT = re.compile(r"""^((?:[^"'#]|"[^"]*"|'[^']*')*)#.*""")
+_FIELD = re.compile(r"\w+(?:\.(\w+)[.:]| has no field '(\w+)')")  # how `build` says which one it is about
 
 
+@lru_cache(maxsize=1000, typed=True)  # thousands of cells have the same mistake
 def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: object = None) -> int:
     """Return the line (from 1) of a key's value, of the key, or of the table's header: the nearest that is found.
 
@@ -21,7 +26,8 @@ def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: o
     >>> line_of('[grid]\\nstrategy = ["lora",  # not loar\\n "loar"]\\n', "grid", key="strategy", value="loar")
     3
     """
-    lines, start, own, seen = text.splitlines(), 0, not table, -1
+    lines, own, seen = text.splitlines(), not table, -1
+    start: int | None = None
     for index, line in enumerate(lines):
         header = _HEADER.match(line)
         if header:
@@ -29,12 +35,31 @@ def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: o
             seen += is_named and header[1] == "[["
             own = is_named and (header[1] == "[" or seen == number)
             start = index if own else start
+            if not table and key == _plain(header[2]).partition(".")[0]:  # a table where a value was looked for
+                return index + 1
         elif own and key and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return index + 1 + _further(lines[index:], value)
-    if start == 0 and "." in table and not any(_plain(each[2]) == table for each in map(_HEADER.match, lines) if each):
-        above, _, name = table.rpartition(".")  # an inline table: a key of the one above
+    if start is None and table:  # an inline table: a key of the one above
+        above, _, name = table.rpartition(".")
         return line_of(text, above, key=name, value=value)
-    return start + 1
+    return 1 if start is None else start + 1
+
+
+def key_of(problem: str, fields: Mapping[str, Any]) -> str:
+    """Return the key that a message is about: the field's, or that of what holds it; one that it names; the method.
+
+    >>> key_of("Lora.rank: Input should be greater than 0 (got -1).", {"method": "psim", "strategy": {"rank": -1}})
+    'strategy'
+    """
+    match = _FIELD.match(problem)
+    field = match[1] or match[2] if match else ""
+    for name, value in fields.items():
+        if field and (name == field or (isinstance(value, Mapping) and field in value)):
+            return name
+    for name, value in fields.items():
+        if re.search(rf"\b{re.escape(name)}\b", problem) or (isinstance(value, str) and repr(value) in problem):
+            return name
+    return field or "method"
 
 
 def _further(lines: list[str], value: object) -> int:

@@ -27,8 +27,8 @@ from foretaste.victim.instruction import Instruction
 from foretaste.victim.strategy import STRATEGIES, Strategy, changed
 
 __all__ = [
-    "ASKED", "ATTACKS", "Defence", "OpinionRecipe", "PsimRecipe", "altered_names", "defence_of", "named_defence",
-    "strategy_of", "together", "tuned_by",
+    "ASKED", "ATTACKS", "Defence", "OpinionRecipe", "PsimRecipe", "altered_names", "attack_of", "defence_of",
+    "named_defence", "strategy_of", "together", "tuned_by",
 ]  # fmt: skip
 
 ATTACKS: Registry[Attack] = Registry(
@@ -122,6 +122,21 @@ def together(name: str, parts: Sequence[Defence]) -> Defence:
     return Defence(**{kind: value for part in parts for kind, value in values_of(part).items() if value is not None})
 
 
+def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
+    """Return an attack with these fields.
+
+    Raises:
+        PlanError: whatever is wrong with the trigger and with the rest, all of it.
+    """
+    given = dict(fields)
+    if isinstance(given.get("trigger"), str):
+        known = ATTACKS["badnet"].trigger  # in its place while the rest is looked at
+        given["trigger"], _ = all_of(
+            partial(parse_trigger, given["trigger"]), partial(build, Attack, given | {"trigger": known})
+        )
+    return build(Attack, given)
+
+
 def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     """Return the defence of that name, or of `method`, with these fields changed (`strategy.rank` of its strategy).
 
@@ -136,6 +151,8 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     strategy = inner if isinstance(inner, str) else None
     theirs = dict(inner) if isinstance(inner, Mapping) else {}
     if method == "none":
+        if own or inner:
+            raise PlanError(f"none has no fields; got {', '.join(sorted(fields.keys() - {'method'}))}.")
         return Defence()
     if method in PSIMS:
         recipe = PsimRecipe(recipe=PSIMS[method], strategy=strategy, strategy_fields=theirs, given=own)
@@ -150,7 +167,8 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     if method in rewriters:
         return Defence(rewriter=changed(rewriters[method](), own, strategy))
     if method not in UNLEARNERS:
-        known = ["none", *PSIMS, *RIVALS, OpinionRecipe.name, *rewriters, *UNLEARNERS]
+        possible = (each for each, kind in UNLEARNERS.items() if GIVEN.issuperset(kind.needs))
+        known = ["none", *PSIMS, *RIVALS, OpinionRecipe.name, *rewriters, *possible]
         raise PlanError(f"Unknown defence {method!r}.{nearest(method, known)}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:

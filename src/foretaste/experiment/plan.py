@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,8 +16,17 @@ from foretaste.data.hub import NAMED_SETS
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, MODELS, Cell
 from foretaste.experiment.combination import refusals
-from foretaste.experiment.lines import line_of
-from foretaste.experiment.methods import ASKED, ATTACKS, Defence, defence_of, named_defence, strategy_of, tuned_by
+from foretaste.experiment.lines import key_of, line_of
+from foretaste.experiment.methods import (
+    ASKED,
+    ATTACKS,
+    Defence,
+    attack_of,
+    defence_of,
+    named_defence,
+    strategy_of,
+    tuned_by,
+)
 from foretaste.poison.plan import Attack
 from foretaste.spec import build, nearest, spec
 from foretaste.tune.loop import TuneSettings
@@ -30,7 +38,6 @@ __all__ = ["Plan", "PlanSettings", "read_plan"]
 _NEEDED = ("model", "data", "attack", "strategy")
 _OF_PSIM = ("psim_strategy", "reset_rate", "threshold")
 _TOP = {"title", "table", "figure", "beside", "settings", "grid", "model", "attack", "strategy", "defence"}
-_FIELD = re.compile(r"\w+(?:\.(\w+)[.:]| has no field '(\w+)')")  # how `build` says which one it is about
 _FIGURES = ("1", "3a", "3b", "3c", "3d", "4")
 _PRINTED = {"bert", *MODELS} - {"minilm"}
 _DATA = ("toy", *NAMED_SETS)
@@ -91,7 +98,7 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PlanError(f"{path} is no TOML: {error}.") from None
     reader = _Reader(path, text)
     plan = reader.read(content)
@@ -119,7 +126,7 @@ class _Reader:
             given = {}
         settings = self._built("settings", lambda: build(PlanSettings, given)) or PlanSettings()
         models = {**MODELS, **self._table(content, "model", _location_of)}
-        attacks = {**ATTACKS, **self._table(content, "attack", lambda name, fields: build(Attack, fields))}
+        attacks = {**ATTACKS, **self._table(content, "attack", attack_of)}
         defences = {"none": Defence(), **self._table(content, "defence", defence_of)}
         named = self._table(content, "strategy", strategy_of)
         if ASKED in named and not isinstance(named[ASKED], Instruction):
@@ -183,9 +190,8 @@ class _Reader:
             if axis not in grid:
                 continue
             given = _listed(grid[axis])
-            if not given or not all(type(value) in (str, int, float) for value in given):
+            if not given:
                 self._wrong(f"{axis} is a value or a list of values; got {grid[axis]!r}.", "grid", number, axis)
-                given = []
             values[axis] = [value for value in given if self._is_known(axis, value, number, known, defences)]
         of_psim = [axis for axis in _OF_PSIM if axis in values]
         is_guessed = len(values.get("defence", ())) < len(_listed(grid.get("defence", [])))
@@ -206,6 +212,9 @@ class _Reader:
     ) -> bool:
         """Say whether an axis has the value, and what is wrong with it; defences joined by + get to be known here."""
         before = len(self.problems)
+        if type(value) not in (str, int, float):
+            self._wrong(f"{axis} is a value or a list of values; got {value!r}.", "grid", number, axis)
+            return False
         kind = "attack" if axis == "trigger" else axis
         parts = str(value).split("+") if axis == "defence" else [str(value)]
         if any((kind, part) in self.broken for part in parts):
@@ -239,6 +248,9 @@ class _Reader:
             self._wrong(f"{kind} is defined in tables of its own: [{kind}.NAME].", key=kind)
             return {}
         for name, fields in tables.items():
+            if name == "none" and kind in ("attack", "defence"):
+                self._wrong(f"A cell without any {kind} calls it none; give yours another name.", f"{kind}.none")
+                continue
             made = self._built(f"{kind}.{name}", partial(make, name, fields), fields=fields)
             if made is None:
                 self.broken.add((kind, name))
@@ -254,9 +266,7 @@ class _Reader:
             return make()
         except PlanError as error:
             for problem in error.args:
-                field = _FIELD.match(problem)
-                about = _about(field[1] or field[2] if field else "", problem, fields or {})
-                self._wrong(problem, table, number, key or about, value)
+                self._wrong(problem, table, number, key or key_of(problem, fields or {}), value)
         except (ForetasteError, KeyError, TypeError, AttributeError) as error:
             message = f"{error} is missing." if isinstance(error, KeyError) else str(error)
             self._wrong(message, table, number, key, value)
@@ -264,17 +274,6 @@ class _Reader:
 
     def _wrong(self, message: str, table: str = "", number: int = 0, key: str = "", value: object = None) -> None:
         self.problems.append((line_of(self.text, table, number, key, value), message))
-
-
-def _about(field: str, problem: str, fields: Mapping[str, Any]) -> str:
-    """The key that a message is about: of this field, or of what holds it; else one that it names; else the method."""
-    for name, value in fields.items():
-        if field and (name == field or (isinstance(value, Mapping) and field in value)):
-            return name
-    for name, value in fields.items():
-        if re.search(rf"\b{re.escape(name)}\b", problem) or (isinstance(value, str) and repr(value) in problem):
-            return name
-    return field or "method"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from foretaste.errors import DataError, ForetasteError, PlanError
-from foretaste.experiment.cell import AXES, Cell
+from foretaste.experiment.cell import AXES, Cell, is_page_name
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Checkpoint, Lab, Step
@@ -160,7 +159,7 @@ def sheet_place(name: str, store: Store) -> Path:
     Raises:
         PlanError: the plan's name would be that of a page of the site, or the store is no directory.
     """
-    if name in ("index", "cells") or not re.fullmatch(r"[\w.-]+", name):
+    if not is_page_name(name):
         raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
     if store.root.exists() and not store.root.is_dir():
         raise PlanError(f"{store.root} is a file; give the name of a directory.")

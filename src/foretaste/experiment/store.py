@@ -145,9 +145,16 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def sources_of(arrays: Arrays) -> dict[str, str]:
-    """Return the digests of the weights that arrays were read from, by step; none where they do not say it."""
-    found: dict[str, str] = json.loads(str(arrays["sources"])) if "sources" in arrays else {}
-    return found
+    """Return the digests of the weights that arrays were read from, by step; none where they do not say it.
+
+    Raises:
+        DataError: they say something else.
+    """
+    try:
+        found = json.loads(str(arrays["sources"])) if "sources" in arrays else {}
+        return {str(step): str(digest) for step, digest in found.items()}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(f"Arrays that do not say what they were read from ({error!r}): delete them.") from None
 
 
 def _plain(value: Any) -> Any:

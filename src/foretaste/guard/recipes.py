@@ -10,7 +10,7 @@ from typing import Any, cast
 from foretaste.errors import PlanError
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
 from foretaste.spec import Registry, all_of, build, values_of
-from foretaste.victim.strategy import STRATEGIES
+from foretaste.victim.strategy import STRATEGIES, Strategy
 
 __all__ = ["RECIPES", "psim_plan"]
 
@@ -33,8 +33,12 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
         settings["threshold"] = None
     if "threshold" in given and "view" not in given:
         settings["view"] = None  # the recipe's may be one that is calibrated only; Psim chooses
-    kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
-    known = PSIM_STRATEGIES[kind.name] if recipe == "default" else start.strategy
-    own: dict[str, Any] = asdict(cast(Any, known)) if type(known) is kind else {}
-    made, _ = all_of(partial(build, kind, own | dict(strategy_fields)), partial(build, Psim, settings))
+
+    def own() -> Strategy:
+        kind = STRATEGIES[start.strategy.name if strategy is None else strategy]
+        known = PSIM_STRATEGIES[kind.name] if recipe == "default" else start.strategy
+        fields: dict[str, Any] = asdict(cast(Any, known)) if type(known) is kind else {}
+        return build(kind, fields | dict(strategy_fields))
+
+    made, _ = all_of(own, partial(build, Psim, settings))
     return build(Psim, settings | {"strategy": made})

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from foretaste.errors import DataError
 from foretaste.evaluate.outcome import Outcome
 from foretaste.experiment.store import load_arrays, sources_of
 from foretaste.record import Record
@@ -14,6 +15,7 @@ from foretaste.report.page import Report, render, software_facts
 
 __all__ = ["arrays_of", "cell_page"]
 
+SAID = ("labels", "predicted")
 Array = NDArray[Any]
 
 
@@ -23,7 +25,7 @@ def cell_page(store: Path, record: Record) -> str | None:
     Raises:
         DataError: answers or scores that contradict the record.
     """
-    clean, triggered = (arrays_of(store, record, "answers", name) for name in ("clean", "triggered"))
+    clean, triggered = (arrays_of(store, record, "answers", name, *SAID) for name in ("clean", "triggered"))
     if clean is None or triggered is None:
         return None
     outcome = Outcome.from_json(record.outcome)
@@ -63,17 +65,22 @@ def cell_page(store: Path, record: Record) -> str | None:
 
 def _scores(store: Path, record: Record) -> tuple[Array, Array] | None:
     """Scores of clean and of triggered texts, by PSIM or by a rival; None where they were not kept."""
-    rival = arrays_of(store, record, "rivals", "rival")
+    rival = arrays_of(store, record, "rivals", "rival", "clean", "triggered")
     if rival is not None:
         return rival["clean"], rival["triggered"]
-    clean, triggered = (arrays_of(store, record, "scores", f"{name}_scores") for name in ("clean", "triggered"))
+    clean, triggered = (
+        arrays_of(store, record, "scores", f"{name}_scores", "scores") for name in ("clean", "triggered")
+    )
     return None if clean is None or triggered is None else (clean["scores"], triggered["scores"])
 
 
-def arrays_of(store: Path, record: Record, kind: str, part: str) -> dict[str, Array] | None:
+def arrays_of(store: Path, record: Record, kind: str, part: str, *needed: str) -> dict[str, Array] | None:
     """Return the answers or scores that a cell's record was made from.
 
     None where a store does not keep them, or has them anew of weights that were made again and came out otherwise.
+
+    Raises:
+        DataError: a file that is damaged or has not the arrays that are `needed`, each a row of numbers.
     """
     parts: Any = record.settings.get("parts") or {}
     path = Path(store) / kind / f"{parts.get(part)}.npz"
@@ -81,4 +88,6 @@ def arrays_of(store: Path, record: Record, kind: str, part: str) -> dict[str, Ar
         return None
     arrays, sources = load_arrays(path), record.settings.get("sources")
     known = sources.items() if isinstance(sources, dict) else frozenset()
+    if any(name not in arrays or arrays[name].ndim != 1 or arrays[name].dtype.kind not in "fiu" for name in needed):
+        raise DataError(f"{path} is damaged: it has no {' and '.join(needed)}. Delete it.")
     return arrays if sources_of(arrays).items() <= known else None

@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from foretaste.errors import DataError, ForetasteError
 from foretaste.experiment.cell import AXES, Cell
@@ -19,6 +19,8 @@ from foretaste.spec import build, values_of
 __all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
 
 RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+MOST = 20  # damaged records that are named
+ROUNDING = 1e-9
 FLOORS = ("other_classes", "same_length")
 _COUNTS = ("n_clean", "n_poisoned", "n_cut")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
@@ -34,24 +36,59 @@ def read_cells(store: Path) -> dict[str, Record]:
     Raises:
         DataError: there is none, or one that is no record of a cell or has no rates.
     """
-    records = {}
+    records, problems = {}, list[str]()
     for path in sorted((Path(store) / "cells").glob("*.json")):
-        record = Record.read(path)
         try:
-            cell_of(record)
-            _Checked.model_validate({"outcome": record.outcome, "settings": record.settings})
-        except (ValidationError, ForetasteError) as error:
-            raise DataError(f"{path} is no record of a cell: {_first_of(error)}") from None
-        records[path.stem] = record
+            records[path.stem] = _read_cell(path)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        more = len(problems) - MOST
+        raise DataError("\n".join(problems[:MOST] + [f"... and {more} more."] * (more > 0)))
     if not records:
         raise DataError(f"{store} holds no record of a cell; `foretaste run PLAN --store {store}` makes some.")
     return dict(sorted(records.items(), key=lambda item: [*map(str, values_of(cell_of(item[1])).values()), item[0]]))
+
+
+def _read_cell(path: Path) -> Record:
+    record = Record.read(path)
+    try:
+        cell = cell_of(record)
+        found = _Checked.model_validate({"outcome": record.outcome, "settings": record.settings}).outcome
+    except (ValidationError, ForetasteError) as error:
+        raise DataError(f"{path} is no record of a cell: {_first_of(error)}") from None
+    if any(use.rows < 1 for use in record.data):
+        raise DataError(f"{path} is no record of a cell: of no texts.")
+    is_attacked = cell.attack != "none" or cell.trigger is not None
+    if is_attacked and any(each is not None and each.attack_success_rate is None for each in (found, found.guarded)):
+        raise DataError(f"{path} is no record of a cell: of triggered texts, but without an attack success rate.")
+    return record
+
+
+class _Interval(BaseModel):
+    low: _Known
+    high: _Known
+
+
+class _Intervals(BaseModel):
+    clean_accuracy: _Interval
+    attack_success_rate: _Interval | None = None
+    strict_attack_success_rate: _Interval | None = None
 
 
 class _Rates(BaseModel):
     clean_accuracy: _Known
     attack_success_rate: _Share = None
     strict_attack_success_rate: _Share = None
+    intervals: _Intervals | None = None
+
+    @model_validator(mode="after")
+    def _lie_within(self) -> Self:
+        for name in RATES if self.intervals is not None else ():
+            rate, kept = getattr(self, name), getattr(self.intervals, name)
+            if rate is not None and (kept is None or not kept.low - ROUNDING <= rate <= kept.high + ROUNDING):
+                raise ValueError(f"{name} does not lie in its interval")
+        return self
 
 
 class _Guarded(_Rates):
@@ -64,12 +101,11 @@ class _Guarded(_Rates):
 class _Outcome(_Rates):
     guarded: _Guarded | None = None
     floors: dict[str, _Share] | None = None
-    intervals: dict[str, dict[str, float] | None] | None = None
 
 
 class _Settings(BaseModel):
-    parts: dict[str, str] = {}
-    label_names: list[str] = []
+    parts: dict[str, str]
+    label_names: list[str]
 
 
 class _Checked(BaseModel):

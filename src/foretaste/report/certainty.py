@@ -81,7 +81,7 @@ def _certainties(store: Path, record: Record) -> Iterator[tuple[str, str, str, s
     if answers is not None and "certainty" in answers:
         yield "victim", "triggered", cell["strategy"], parts["triggered"], answers["certainty"]
     for texts in ("clean", "triggered"):
-        scores = arrays_of(store, record, "scores", f"{texts}_scores")
+        scores = arrays_of(store, record, "scores", f"{texts}_scores", "scores")
         if scores is not None:
             yield "psim", texts, "–", parts[f"{texts}_scores"], scores["scores"]
 

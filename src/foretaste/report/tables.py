@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from pydantic import TypeAdapter
 from foretaste.errors import DataError, PlanError
 from foretaste.evaluate.interval import Interval, wilson
 from foretaste.evaluate.spread import Spread
-from foretaste.experiment.cell import AXES, Cell
-from foretaste.record import Record
+from foretaste.experiment.cell import AXES, Cell, is_page_name
+from foretaste.record import Record, parse_json
 from foretaste.report.printed import printed_value
 from foretaste.report.share import Share
 from foretaste.spec import build, values_of
@@ -49,7 +48,7 @@ class Sheet:
     cells: Sequence[Mapping[str, Any]]
     figure: str | None = None
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    defences: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    defences: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     altered: Sequence[str] = ()
     """Names of ours that the plan gave another meaning."""
 
@@ -113,7 +112,9 @@ def read_sheets(store: Path) -> list[Sheet]:
     found = []
     for path in sorted((Path(store) / "plans").glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            if not is_page_name(path.stem):
+                raise ValueError("a plan's page cannot be called so")
+            content = parse_json(path.read_text(encoding="utf-8"))
             cells = [
                 values_of(build(Cell, {axis: cell.get(axis) for axis in AXES})) | {"key": str(cell["key"])}
                 for cell in content["cells"]
@@ -208,8 +209,8 @@ def share_of(
 
 def _interval(record: Record, outcome: Mapping[str, Any], rate: str) -> Interval | None:
     """The 95 % interval of a rate, as the record has it or from the size of its test set."""
-    if "intervals" in outcome:
-        kept = outcome["intervals"][rate]
+    if intervals := outcome.get("intervals"):
+        kept = intervals[rate]
         return Interval(kept["low"], kept["high"])
     if rate != "clean_accuracy" or not record.data:
         return None
