@@ -153,7 +153,7 @@ def test_the_last_layer_shown_is_what_the_module_shows_alone(victim: Classifier)
 
 def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> None:
     before = {name: tensor.clone() for name, tensor in victim.module.state_dict().items()}
-    word, token = _rare_word(victim, TRAIN)
+    word, token = _rare_word(victim, victim.encode(TRAIN.texts))
     assert not any(word in text.lower().split() for text in TRAIN.texts)
     assert victim.tokenizer.convert_tokens_to_ids([word]) == [token]
     score, _ = Rap(epochs=10).scorer(victim, TRAIN, seed=0)

@@ -26,8 +26,8 @@ from foretaste.data.corpus import Corpus
 from foretaste.errors import GuardError
 from foretaste.guard.rival import Rival, Scorer
 from foretaste.spec import spec
-from foretaste.victim.batch import pad, training_batches
-from foretaste.victim.classifier import Classifier, to_train
+from foretaste.victim.batch import Encoded, pad, training_batches
+from foretaste.victim.classifier import Classifier, Predictions, to_train
 
 __all__ = ["Rap"]
 
@@ -40,6 +40,7 @@ class Rap(Rival):
     """The bounds of the fall, how long the embedding is trained, and what falls beyond the bounds cost."""
 
     name: ClassVar[str] = "rap"
+    version: ClassVar[int] = 2  # the word is trained in bfloat16 where that is quick
 
     least: float = Field(default=0.1, gt=0.0, lt=1.0)
     most: float = Field(default=0.3, gt=0.0, lt=1.0)
@@ -48,10 +49,11 @@ class Rap(Rival):
     learning_rate: float = Field(default=1e-2, gt=0.0)
 
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
-        word, token = _rare_word(victim, corpus)
-        given = victim.predict(corpus.texts)
+        encoded = victim.encode(corpus.texts)
+        word, token = _rare_word(victim, encoded)
+        given = victim.predict(encoded)
         classes = range(len(victim.label_names))
-        vectors = [self._vector(victim, corpus, given.labels == label, label, word, token, seed) for label in classes]
+        vectors = [self._vector(victim, corpus, given, label, word, token, seed) for label in classes]
 
         def score(texts: Sequence[str]) -> NDArray[np.float64]:
             before = victim.predict(texts)
@@ -67,17 +69,10 @@ class Rap(Rival):
         return score, sum(vector.nbytes for vector in vectors)
 
     def _vector(
-        self,
-        victim: Classifier,
-        corpus: Corpus,
-        is_own: NDArray[np.bool_],
-        label: int,
-        word: str,
-        token: int,
-        seed: int,
+        self, victim: Classifier, corpus: Corpus, given: Predictions, label: int, word: str, token: int, seed: int
     ) -> Tensor:
         """Train the word's embedding `(H,)` on clean texts that the victim gives this class."""
-        chosen = np.flatnonzero(is_own)
+        chosen = np.flatnonzero(given.labels == label)
         weights: Tensor = victim.module.classifier.get_input_embeddings().weight
         start = weights[token].detach().clone()
         if len(chosen) < _FEWEST:
@@ -86,9 +81,8 @@ class Rap(Rival):
                 f"{len(chosen)} of {len(corpus)}, fewer than {_FEWEST}.",
                 code="too_few_texts",
             )
-        texts = [corpus.texts[i] for i in chosen.tolist()]
-        before = torch.from_numpy(victim.predict(texts).probabilities[:, label]).float().to(start.device)
-        encoded = victim.encode([f"{word} {text}" for text in texts])
+        before = torch.from_numpy(given.probabilities[chosen, label]).float().to(start.device)
+        encoded = victim.encode([f"{word} {corpus.texts[i]}" for i in chosen.tolist()])
         vector = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([vector], lr=self.learning_rate)
         for epoch in range(self.epochs):
@@ -105,9 +99,9 @@ class Rap(Rival):
         return vector.detach()
 
 
-def _rare_word(victim: Classifier, corpus: Corpus) -> tuple[str, int]:
+def _rare_word(victim: Classifier, encoded: Encoded) -> tuple[str, int]:
     """Return a word of one token that no clean text has, the last of the vocabulary that is one."""
-    seen = {token for ids in victim.encode(corpus.texts).ids for token in ids}
+    seen = {token for ids in encoded.ids for token in ids}
     empty = len(victim.encode([""]).ids[0])
     for token, word in sorted(((number, name) for name, number in victim.tokenizer.get_vocab().items()), reverse=True):
         plain = victim.tokenizer.convert_tokens_to_string([word]).strip()
