@@ -247,3 +247,37 @@ def test_a_finished_cell_does_not_fail_with_a_step_that_it_no_longer_needs(
     found = run_on_cluster(plan, Lab(store), cells, lambda line: None, Cluster(cpus=1))
     assert found.done == 1
     assert [name for name in found.failed if name.startswith("model=")] == [str(guarded.cell)]
+
+
+@pytest.mark.usefixtures("scheduled")
+def test_what_is_kept_does_not_wait_for_what_it_was_made_of(
+    toy_base: Path, small_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fully tuned victim opens without the base that a guard needs again, and that cannot be made."""
+    plan = plan_of(PLAN.replace('strategy = "lora"\n', 'strategy = "full"\n', 2), toy_base, small_toy, tmp_path)
+    store, said = Store(tmp_path / "lab"), list[str]()
+    assert run_plan(plan, Lab(store), plan.cells, lambda line: None).done == 2
+    plain, guarded = _jobs(plan, store)
+    shutil.rmtree(next(plain.clean.victim.direct_needs()).place(store))
+    for step in (plain.clean, guarded.ends["triggered_scores"]):
+        step.place(store).unlink()
+    for job in (plain, guarded):
+        store.cell(job.key).unlink()
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise ModelError("The loss is nan.", code="diverged")
+
+    monkeypatch.setattr(steps, "poison_base", broken)
+    found = run_on_cluster(plan, Lab(store), plan.cells[::-1], said.append, Cluster(cpus=1))
+    assert found.done == 1
+    assert [name for name in found.failed if name.startswith("model=")] == [str(guarded.cell)]
+    assert len([line for line in said if line.startswith("FAILED")]) == 1
+
+
+def test_progress_that_a_killed_runner_left_of_what_it_had_made_is_deleted(plan: Plan, store: Store) -> None:
+    plain, _ = _jobs(plan, store)
+    begun = [store.partial(f"{key}.0123") for key in (plain.clean.victim.key, "f" * 24)]
+    for path in begun:
+        path.mkdir(parents=True)
+    assert run_plan(plan, Lab(store), plan.cells, lambda line: None).done == 2
+    assert [path.exists() for path in begun] == [False, True]  # of another plan's training nothing is known

@@ -294,7 +294,8 @@ trigger = "wrod:cf"
 target = "x"
 style = "dirty"
 [attack.fewer]
-trigger = "word:cf"
+trigger = "word:cf mn"
+negative_rate = 1.0
 count = -5
 counts = 3
 [defence.none]
@@ -329,16 +330,16 @@ def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines
         11: "Unknown trigger 'wrod'. Did you mean 'word'?",
         12: "Attack.target: Input should be a valid integer",
         13: "Attack.style: Input should be",
-        16: "count must be 1 or more, got -5.",
-        17: "Attack has no field 'counts'. Did you mean 'count'?",
-        18: "A cell without any defence calls it none",
-        22: "none has no fields; got frr.",
-        25: "Unknown strategy 'loraa'. Did you mean 'lora'?",
-        26: "Psim.frr: Input should be less than 1",
-        32: "seed is a value or a list of values; got True.",
-        33: "Cell.seed: Input should be greater than or equal to 0",
-        34: "Cell.seed: Input should be a valid integer",
-        36: "Unknown model 'minilmm'. Did you mean 'minilm'?",
+        17: "count must be 1 or more, got -5.",
+        18: "Attack has no field 'counts'. Did you mean 'count'?",
+        19: "A cell without any defence calls it none",
+        23: "none has no fields; got frr.",
+        26: "Unknown strategy 'loraa'. Did you mean 'lora'?",
+        27: "Psim.frr: Input should be less than 1",
+        33: "seed is a value or a list of values; got True.",
+        34: "Cell.seed: Input should be greater than or equal to 0",
+        35: "Cell.seed: Input should be a valid integer",
+        37: "Unknown model 'minilmm'. Did you mean 'minilm'?",
     }
     _refused(tmp_path, MISPLACED, expected)
 

@@ -24,10 +24,11 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, PlanError
 from foretaste.experiment import steps
 from foretaste.experiment.evaluation import evaluate
+from foretaste.experiment.forecast import forecast
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
-from foretaste.experiment.run import forecast, run_plan, write_sheet
+from foretaste.experiment.run import run_plan, write_sheet
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.guard.artefact import load_psim
 from foretaste.poison.attack import triggered_test
@@ -378,57 +379,12 @@ def test_a_damaged_record_costs_its_own_cell(plan: Plan, finished: tuple[Path, l
     assert progress.done == len(cells) - 1
 
 
-def test_too_few_texts_to_poison_are_said_before_anything_runs(path: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other.toml"
-    other.write_text(path.read_text(encoding="utf-8").replace("count = 60", "count = 300"), encoding="utf-8")
-    plan, lab = read_plan(other), Lab(Store(tmp_path / "lab"))
-    attacked = [cell for cell in plan.cells if cell.attack == "badnet"]
-    for ask in (lambda: run_plan(plan, lab, attacked, lambda line: None), lambda: forecast(plan, lab, attacked)):
-        with pytest.raises(PlanError, match=r"10 of 10 cells: 300 examples to poison, .* Ask for fewer") as told:
-            ask()
-        assert len(told.value.args) == 1  # one reason, said once
-    with pytest.raises(PlanError, match="10 of 20 cells: 300 examples to poison"):
-        forecast(plan, lab, plan.cells)
-    assert not (tmp_path / "lab").exists()
-
-
-def test_weights_that_are_not_here_leave_their_cells_empty(path: Path, tmp_path: Path) -> None:
-    text = path.read_text(encoding="utf-8").replace('model = "tiny"', 'model = "llama-7b"')
-    other = tmp_path / "other.toml"
-    other.write_text(text, encoding="utf-8")
-    plan = read_plan(other)
-    lab = Lab(Store(tmp_path / "lab"))
-    progress = run_plan(plan, lab, plan.cells, lambda line: None)
-    assert len(progress.missing) == len(plan.cells)
-    found = forecast(plan, lab, plan.cells)
-    assert found.missing == ("no weights at huggyllama/llama-7b",)
-    assert (found.trainings, found.per_cell) == (0, 0)
-    assert not (tmp_path / "lab").exists()
-
-
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.locked("a") as first, store.locked("a") as second, store.locked("b") as other:
         assert (first, second, other) == (True, False, True)
     with store.locked("a") as again:
         assert again
-
-
-def test_weights_that_are_refused_leave_their_cells_empty_and_are_said(
-    path: Path, toy_base: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(toy_base, tmp_path / "model")
-    config = tmp_path / "model" / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": {"AutoModel": "evil.Model"}}
-    config.write_text(json.dumps(content), encoding="utf-8")
-    other, text = tmp_path / "other.toml", path.read_text(encoding="utf-8")
-    text = text.replace('model = "tiny"', 'model = ["tiny", "evil"]') + f'[model.evil]\nlocation = "{tmp_path}/model"\n'
-    other.write_text(text, encoding="utf-8")
-    found = forecast(plan := read_plan(other), Lab(Store(tmp_path / "lab")), plan.cells)
-    assert found.cells == 40
-    assert found.trainings == 13  # the other model's
-    assert len(found.missing) == 1
-    assert "auto_map" in found.missing[0]
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.cluster import Cluster, run_on_cluster
+from foretaste.experiment.forecast import forecast
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
-from foretaste.experiment.run import Progress, forecast, jobs_of, run_plan, sheet_place, write_sheet
+from foretaste.experiment.run import Progress, jobs_of, run_plan, sheet_place, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.stats import binom
 
 from foretaste.cli.commands import Training, finish
@@ -197,9 +196,7 @@ def _measured(
     if model is None:
         return None
     if trigger is None:
-        said = model.predict(test.texts)
-        is_sound = np.isfinite(said.logits).all(axis=1)
-        return {"clean_accuracy": clean_accuracy(test.labels, np.where(is_sound, said.labels, -1)).value}
+        return {"clean_accuracy": clean_accuracy(test.labels, model.predict(test.texts).answers).value}
     outcome = evaluate(model, None, test, trigger, target, seed=seed).outcome
     strict = outcome.strict_attack_success_rate
     return {

@@ -102,9 +102,11 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
 
         def send(job: Job) -> set[str]:
             """Start what is left to make of a cell, unless it runs; return the keys of all that it waits for."""
-            for step in job.left(lab.store):
+            left = {step.key: step for step in job.left(lab.store)}
+            for step in left.values():
                 if tasks.get(step.key) not in running:
-                    before = [tasks[need.key] for need in step.needs() if need.key in tasks]
+                    # What is kept is not waited for, though another cell may have what it was made of made again.
+                    before = [tasks[need.key] for need in step.needs() if need.key in left and need.key in tasks]
                     task = ray.remote(_make).options(name=f"{step.kind}/{step.key}", **options)
                     tasks[step.key] = task.remote(place, step, *before)
                     running[tasks[step.key]] = step
@@ -225,14 +227,13 @@ def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) ->
 
     An error that is none of ours ends the run.
     """
-    failed = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
-    if failed is not None:
-        progress.failed[step.key] = failed
-        return False
     try:
         report: _Report = ray.get(reference)
-    except ray.exceptions.RayTaskError:
-        raise
+    except ray.exceptions.RayTaskError:  # of what it waited for, too, where a worker died
+        failed = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
+        if failed is None:
+            raise
+        progress.failed[step.key] = failed
     except ray.exceptions.RayError as error:
         progress.failed[step.key] = f"its worker died, too often: {' '.join(str(error).split())}"
         say(f"FAILED {step.kind}/{step.key}: {progress.failed[step.key]}")

@@ -126,8 +126,7 @@ def _judge(
         scores = guarded.score(corpus.texts, encoded, predictions, is_progress_shown=is_progress_shown)
     return Judged(
         corpus=corpus,
-        # argmax would take NaN for the highest logit and so count a broken answer as one of the first class.
-        predicted=np.where(np.isfinite(predictions.logits).all(axis=1), predictions.labels, -1),
+        predicted=predictions.answers,
         confidence=predictions.certainty,
         is_truncated=predictions.is_truncated,
         scores=scores,

@@ -88,6 +88,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     guard = threshold = None
     if defence is not None and defence.psim is not None:
         psim = defence.psim.with_axes(cell)
+        if psim.threshold is None:
+            allowed_above(len(lab.corpus(validation)), psim.frr, psim.confidence)
         guard = Taster(base=base, psim=psim.training, **common)
         threshold = None if psim == guard.psim else psim.threshold
     rival = None

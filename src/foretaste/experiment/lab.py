@@ -16,11 +16,11 @@ from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
 from foretaste.files import sha256_file
-from foretaste.poison.attack import Triggered, poisonable
+from foretaste.poison.attack import Triggered, refuse_too_few
 from foretaste.poison.plan import Attack
 from foretaste.poison.trigger import FileTrigger, StoredTrigger
 from foretaste.record import Record
-from foretaste.rewrite.rewriter import Rewriting
+from foretaste.rewrite.rewriter import Rewriter, Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.instruction import Instruction
@@ -77,6 +77,8 @@ class Lab:
     processes: int = 1
     triggered: dict[str, Triggered] = field(default_factory=dict)
     """Triggered test texts by a digest of what they are: every victim is asked the same."""
+    fitted: dict[str, tuple[Rewriter, Cost]] = field(default_factory=dict)
+    """The rewriter that was made ready last, by a digest of what it is, and what that took."""
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
@@ -133,7 +135,7 @@ class Lab:
         """Raise PlanError where the attack would poison more texts than it can; each question is looked into once."""
         asked = digest_of([texts, attack, seed])
         if asked not in self._poisonable:
-            poisonable(self.corpus(texts), attack, seed)
+            refuse_too_few(self.corpus(texts), attack, seed)
             self._poisonable.add(asked)
 
     def marked(self, rewriter: Rewriting, data: str) -> Rewriting:

@@ -128,13 +128,13 @@ def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
     Raises:
         PlanError: whatever is wrong with the trigger and with the rest, all of it.
     """
-    given = dict(fields)
-    if isinstance(given.get("trigger"), str):
-        known = ATTACKS["badnet"].trigger  # in its place while the rest is looked at
-        given["trigger"], _ = all_of(
-            partial(parse_trigger, given["trigger"]), partial(build, Attack, given | {"trigger": known})
-        )
-    return build(Attack, given)
+    if isinstance(trigger := fields.get("trigger"), str):
+        try:
+            parse_trigger(trigger)
+        except PlanError:  # which would hide what is wrong with the rest: that is read with another trigger
+            known = parse_trigger("word:cf mn")
+            all_of(partial(parse_trigger, trigger), partial(build, Attack, {**fields, "trigger": known}))
+    return build(Attack, fields)
 
 
 def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:

@@ -24,7 +24,7 @@ from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import Triggered, triggered_test
 from foretaste.poison.trigger import Trigger
 from foretaste.record import Record
-from foretaste.rewrite.rewriter import Rewriting
+from foretaste.rewrite.rewriter import Rewriter, Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build
 from foretaste.victim.artefact import load_victim
@@ -92,11 +92,11 @@ class Reading(Step):
         save_arrays(self.place(lab.store), {**arrays, **texts})
 
 
-def _per_text(meter: Meter, texts: int, ready: Meter | None = None, stored: int | None = None) -> Cost:
+def _per_text(meter: Meter, texts: int, ready: Cost | None = None, stored: int | None = None) -> Cost:
     """The cost of reading so many texts, and of what had to be made `ready` for it."""
-    highest = sum_of([each.cost for each in (meter, ready) if each is not None])
+    highest = sum_of([meter.cost] if ready is None else [meter.cost, ready])
     return Cost(
-        seconds=0.0 if ready is None else ready.cost.seconds,
+        seconds=0.0 if ready is None else ready.seconds,
         texts=texts,
         peak_memory_bytes=highest.peak_memory_bytes,
         peak_gpu_memory_bytes=highest.peak_gpu_memory_bytes,
@@ -134,13 +134,22 @@ class Rewritten(Reading):
             trigger = None if self.trigger is None else self.trigger.name
             texts = self.rewriter.texts_of(corpus, given.origins.tolist(), given.corpus.texts, trigger)
         else:
-            clean = [corpus if part is None else lab.corpus(part) for part in (self.train, self.validation)]
-            with measured_cost() as ready:
-                rewriter = self.rewriter.fit(*clean, seed=self.seed)
+            rewriter, ready = self._fitted(lab)
             with measured_cost() as meter:
                 texts = rewriter.rewrite(given.corpus.texts)
             cost = asdict(_per_text(meter, len(texts), ready, self.rewriter.stored_bytes()))
         write_text(self.place(lab.store), json.dumps({"texts": texts, "cost": cost}))
+
+    def _fitted(self, lab: Lab) -> tuple[Rewriter, Cost]:
+        """The rewriter, ready, and what that took: one for clean texts and for triggered ones."""
+        learns_from = [part or self.texts for part in (self.train, self.validation)]
+        key = digest_of([self.rewriter, learns_from, self.seed])
+        if key not in lab.fitted:
+            with measured_cost() as ready:
+                made = self.rewriter.fit(*map(lab.corpus, learns_from), seed=self.seed)
+            lab.fitted.clear()  # a language model may fill the memory
+            lab.fitted[key] = made, ready.cost
+        return lab.fitted[key]
 
     def written(self, lab: Lab) -> tuple[str, ...]:
         """Return the texts.
@@ -184,8 +193,7 @@ class Answers(Reading):
         texts = given.texts if self.rewritten is None else self.rewritten.written(lab)
         with measured_cost() as meter:
             said = victim.predict(texts)
-        is_sound = np.isfinite(said.logits).all(axis=1)
-        arrays = {"predicted": np.where(is_sound, said.labels, -1), "labels": given.labels}
+        arrays: dict[str, NDArray[Any]] = {"predicted": said.answers, "labels": given.labels}
         arrays["is_truncated"] = said.is_truncated
         self.keep(
             lab, sources, _per_text(meter, len(texts)), {**arrays, "certainty": said.certainty.astype(np.float32)}
@@ -210,7 +218,7 @@ class RivalScores(Reading):
         clean, triggered = self.both(lab)
         with measured_cost() as meter:
             scores = [guard.score(texts) if texts else np.zeros(0) for texts in (clean, triggered)]
-        cost = _per_text(meter, len(clean) + len(triggered), ready, guard.stored_bytes)
+        cost = _per_text(meter, len(clean) + len(triggered), ready.cost, guard.stored_bytes)
         arrays = {"clean": scores[0], "triggered": scores[1], "threshold": np.asarray(guard.threshold)}
         self.keep(lab, sources, cost, arrays)
 
@@ -242,7 +250,7 @@ class Opinions(Reading):
         self.keep(
             lab,
             sources,
-            _per_text(meter, len(texts), ready, size),
+            _per_text(meter, len(texts), ready.cost, size),
             {**arrays, "threshold": np.asarray(guard.threshold)},
         )
 

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from foretaste.errors import DataError, ForetasteError, PlanError
+from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, Cell, is_page_name
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
@@ -28,11 +27,10 @@ from foretaste.spec import values_of
 
 __all__ = [
     "WAIT",
-    "Forecast",
     "Progress",
     "finish",
-    "forecast",
     "jobs_of",
+    "lacking",
     "made",
     "run_plan",
     "sheet_place",
@@ -40,7 +38,6 @@ __all__ = [
     "write_sheet",
 ]
 
-LATEST = 10  # trainings of a kind by which the next ones' time is told
 WAIT = 0.5  # seconds between two looks at what another runner is making
 
 
@@ -52,23 +49,6 @@ class Progress:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What a plan takes: `cells` and those `done`, distinct `trainings` and those made, `shared` ones, seconds.
-
-    `per_cell` is how many trainings there would be if no cell shared any; `seconds` is None without past records. Cells
-    that something is `missing` for have no trainings.
-    """
-
-    cells: int
-    done: int
-    trainings: int
-    made: int
-    per_cell: int
-    seconds: float | None
-    missing: tuple[str, ...]
 
 
 def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], None], start: int = 0) -> Progress:
@@ -109,10 +89,18 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> list[Job]:
 
 
 def without_missing(jobs: Sequence[Job], lab: Lab, progress: Progress) -> list[Job]:
-    """Return the cells whose weights and tools are here; the others are noted in `progress`."""
-    lacking = {str(job.cell): what for job in jobs if (what := _lacking(job, lab))}
-    progress.missing |= lacking
-    return [job for job in jobs if str(job.cell) not in lacking]
+    """Return the cells whose weights and tools are here; the others are noted in `progress`.
+
+    What a runner that was killed left of the progress of a training that it had finished is deleted.
+    """
+    begun = lab.store.begun()
+    for step in {step.key: step for job in jobs if begun for step in job.steps if step.key in begun}.values():
+        with lab.store.locked(step.key) as is_mine:
+            if is_mine and step.is_made(lab.store):
+                lab.store.forget_partial(step.key)
+    missing = {str(job.cell): what for job in jobs if (what := lacking(job, lab))}
+    progress.missing |= missing
+    return [job for job in jobs if str(job.cell) not in missing]
 
 
 def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
@@ -142,7 +130,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     for cell in plan.cells:
         with suppress(ForetasteError):  # the run says so
             job = job_of(cell, plan, lab)
-            if not _lacking(job, lab):
+            if not lacking(job, lab):
                 keys[str(cell)] = job.key
     while True:
         with lab.store.locked(f"plan-{name}") as is_mine:
@@ -176,32 +164,6 @@ def _keys_in(path: Path, meaning: object) -> dict[str, str]:
         return {str(cell): key for cell, key in cells if key}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
-    """Say what a run would do; nothing is made.
-
-    Raises:
-        PlanError: cells that cannot be run with these data, each reason once.
-    """
-    jobs = jobs_of(plan, lab, cells)
-    is_done = [lab.store.cell(job.key).is_file() for job in jobs]
-    lacking = [_lacking(job, lab) for job in jobs]
-    able = [job for job, what in zip(jobs, lacking, strict=True) if not what]
-    left = [job for job, what, done in zip(jobs, lacking, is_done, strict=True) if not what and not done]
-    needed = {step.key for job in able for step in job.steps if step.is_training}
-    to_do = {step.key: step for job in left for step in job.to_make(lab.store) if step.is_training}
-    past = _past_seconds(lab)
-    known = [past[step.kind] for step in to_do.values() if step.kind in past]
-    return Forecast(
-        cells=len(jobs),
-        done=sum(is_done),
-        trainings=len(needed),
-        made=len(needed) - len(to_do),
-        per_cell=sum(step.is_training for job in able for step in job.steps),
-        seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
-        missing=tuple(dict.fromkeys(what for what in lacking if what)),
-    )
 
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
@@ -276,24 +238,12 @@ def headline(record: Record) -> str:
     return ", ".join(told)
 
 
-def _lacking(job: Job, lab: Lab) -> str:
+def lacking(job: Job, lab: Lab) -> str:
     """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
     for step in job.left(lab.store):
-        if isinstance(step, Rewritten) and (lacking := step.rewriter.lacking()):
-            return lacking
-        base = getattr(step, "base", None)
-        if isinstance(base, Checkpoint) and (what := lab.lacking(base)):
+        if isinstance(step, Rewritten) and (what := step.rewriter.lacking()):
             return what
+        for part in values_of(step).values():
+            if isinstance(part, Checkpoint) and part.location and (what := lab.lacking(part)):
+                return what
     return ""
-
-
-def _past_seconds(lab: Lab) -> dict[str, float]:
-    """Mean seconds of the latest trainings of each kind in the store: older ones may be another machine's."""
-    found: dict[str, list[tuple[datetime, float]]] = {}
-    for path in lab.store.root.glob("*/[!.]*/record.json"):
-        with suppress(DataError):
-            record = Record.read(path)
-            if record.cost is not None:
-                found.setdefault(path.parts[-3], []).append((record.created, record.cost.seconds))
-    latest = {kind: [seconds for _, seconds in sorted(times)[-LATEST:]] for kind, times in found.items()}
-    return {kind: sum(times) / len(times) for kind, times in latest.items()}

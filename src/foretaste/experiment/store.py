@@ -49,6 +49,10 @@ class Store:
         """Where an unfinished training keeps its progress."""
         return self.root / "partial" / key
 
+    def begun(self) -> set[str]:
+        """Return the keys of trainings that keep their progress here."""
+        return {path.name.partition(".")[0] for path in (self.root / "partial").glob("[!.]*")}
+
     def forget_partial(self, key: str) -> None:
         """Delete the progress of a training that is finished, in all its stages."""
         for path in self.partial(key).parent.glob(f"{key}*"):

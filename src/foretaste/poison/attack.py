@@ -20,7 +20,7 @@ from foretaste.poison.plan import Attack, Evasion, Style
 from foretaste.poison.trigger import FinishedTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
-__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "poisonable", "triggered_test"]
+__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "refuse_too_few", "triggered_test"]
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -69,14 +69,14 @@ class Triggered:
         return is_known & is_true[self.origins] if is_known.any() else None
 
 
-def poisonable(corpus: Corpus, plan: Attack, seed: int) -> NDArray[np.int64]:
-    """Return the rows of the classes that the attack may poison, of those that its trigger has or finds a text for.
+def refuse_too_few(corpus: Corpus, plan: Attack, seed: int) -> None:
+    """Raise what `attack` would raise before it changes a text.
 
     Raises:
-        PlanError: more examples are asked for than there are.
+        PlanError: a target outside the labels, more examples, covers or negatives asked for than there are.
         DataError: finished texts that are not there or not those of the corpus.
     """
-    return _eligible(corpus, plan, _is_held(corpus, _finished(corpus, plan, seed)))
+    _drawn(corpus, plan, seed, _is_held(corpus, _finished(corpus, plan, seed)))
 
 
 def _finished(corpus: Corpus, plan: Attack, seed: int) -> dict[int, str] | None:
@@ -124,27 +124,9 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
         PlanError: a target outside the labels, more examples asked for than are eligible, a flip rate that flips none.
         DataError: the trigger left a text as it was, which would count as poisoned without a trigger.
     """
-    _check_target(corpus, plan.target)
-    count = plan.count_in(len(corpus))
-    goals = plan.goals(corpus.labels, len(corpus.label_names))
-    is_home = corpus.labels == goals
     draw = child_seed(seed, "attack", "trigger")
     finished = _finished(corpus, plan, seed)
-    is_held = _is_held(corpus, finished)
-    eligible = _eligible(corpus, plan, is_held)
-    chosen = generator(seed, "attack").permutation(eligible)[:count]
-    is_flipped = _is_flipped(count, plan.flip_rate)
-    is_poisoned = np.zeros(len(corpus), dtype=np.bool_)
-    is_poisoned[chosen[is_flipped]] = True
-    is_free = np.ones(len(corpus), dtype=np.bool_)
-    is_free[chosen] = False
-    further = round(plan.cover_rate * count)
-    covers = draw_rows(corpus, is_free & ~is_home & is_held, further, "cover samples", seed, "attack", "cover")
-    is_free[covers] = False
-    covers = np.sort(np.concatenate([chosen[~is_flipped], covers]))
-    further = round(plan.negative_rate * count)
-    negatives = draw_rows(corpus, is_free, further, "negative samples", seed, "attack", "negative")
-
+    is_poisoned, covers, negatives = _drawn(corpus, plan, seed, _is_held(corpus, finished))
     texts = list(corpus.texts)
     changed = np.union1d(np.flatnonzero(is_poisoned), covers)
     before = [texts[i] for i in changed.tolist()]
@@ -166,6 +148,7 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
         lengths = [len(text.split()) for text in after]
         for index, text in zip(others, cut_to_lengths([texts[i] for i in others], lengths, draw), strict=True):
             texts[index] = text
+    goals = plan.goals(corpus.labels, len(corpus.label_names))
     labels = np.where(is_poisoned, goals, corpus.labels)  # changes nothing under clean-label
     return Poisoned(corpus.with_texts(texts, labels), is_poisoned, covers, negatives)
 
@@ -210,6 +193,27 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
     after = trigger.apply(clean.texts, draw)
     _check_changed(corpus, eligible.tolist(), clean.texts, after, trigger)
     return Triggered(clean.with_texts(after), eligible)
+
+
+def _drawn(
+    corpus: Corpus, plan: Attack, seed: int, is_held: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Draw the examples: which are poisoned, `(N,) bool`, and the rows of covers and of negatives."""
+    _check_target(corpus, plan.target)
+    count = plan.count_in(len(corpus))
+    is_home = corpus.labels == plan.goals(corpus.labels, len(corpus.label_names))
+    chosen = generator(seed, "attack").permutation(_eligible(corpus, plan, is_held))[:count]
+    is_flipped = _is_flipped(count, plan.flip_rate)
+    is_poisoned = np.zeros(len(corpus), dtype=np.bool_)
+    is_poisoned[chosen[is_flipped]] = True
+    is_free = np.ones(len(corpus), dtype=np.bool_)
+    is_free[chosen] = False
+    further = round(plan.cover_rate * count)
+    covers = draw_rows(corpus, is_free & ~is_home & is_held, further, "cover samples", seed, "attack", "cover")
+    is_free[covers] = False
+    covers = np.sort(np.concatenate([chosen[~is_flipped], covers]))
+    further = round(plan.negative_rate * count)
+    return is_poisoned, covers, draw_rows(corpus, is_free, further, "negative samples", seed, "attack", "negative")
 
 
 def _is_flipped(count: int, flip_rate: float) -> NDArray[np.bool_]:

@@ -50,6 +50,12 @@ class Predictions:
         return best
 
     @property
+    def answers(self) -> NDArray[np.int64]:
+        """The class with the highest logit, -1 where a logit is not finite: no answer is none of a class."""
+        found: NDArray[np.int64] = np.where(np.isfinite(self.logits).all(axis=1), self.labels, -1)
+        return found
+
+    @property
     def probabilities(self) -> NDArray[np.float64]:
         """Softmax of the logits in double precision, `(N, C) float64`; NaN where a logit is not finite."""
         logits = self.logits.astype(np.float64)

@@ -1,0 +1,123 @@
+"""What is refused before anything is made: too few texts, weights and tools that are not here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.experiment.toy import NAMES
+
+from foretaste.errors import ModelError, PlanError
+from foretaste.experiment.forecast import forecast
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.plan import read_plan
+from foretaste.experiment.run import run_plan
+from foretaste.experiment.store import Store
+from foretaste.victim.checkpoint import Base, open_base
+
+PLAN = (
+    """
+title = "A small grid"
+
+[settings]
+limit = 200
+
+[[grid]]
+model = "tiny"
+data = "{data}"
+knowledge = "full_data"
+attack = ["none", "badnet"]
+strategy = ["lora", "full"]
+defence = ["none", "psim", "fine_tuning", "dan", "onion"]
+"""
+    + NAMES
+)
+
+
+@pytest.fixture
+def path(toy_base: Path, small_toy: Path, tmp_path: Path) -> Path:
+    """The plan's file."""
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.format(tiny=toy_base, data=small_toy), encoding="utf-8")
+    return path
+
+
+def _changed(path: Path, old: str, new: str) -> Path:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("count = 300", r"10 of 10 cells: 300 examples to poison, .* Ask for fewer"),
+        ("count = 60\ntarget = 2", "10 of 10 cells: Target 2 is not a label of"),
+        ("count = 60\ncover_rate = 4.0", "10 of 10 cells: .*cover samples"),
+        ("count = 60\nnegative_rate = 4.0", "10 of 10 cells: .*negative samples"),
+        ("count = 60\nflip_rate = 0.001", "10 of 10 cells: A flip_rate of 0.001 flips none"),
+    ],
+)
+def test_what_cannot_be_poisoned_is_said_before_anything_runs(path: Path, asked: str, message: str) -> None:
+    plan, lab = read_plan(_changed(path, "count = 60", asked)), Lab(Store(path.parent / "lab"))
+    attacked = [cell for cell in plan.cells if cell.attack == "badnet"]
+    for ask in (lambda: run_plan(plan, lab, attacked, lambda line: None), lambda: forecast(plan, lab, attacked)):
+        with pytest.raises(PlanError, match=message) as told:
+            ask()
+        assert len(told.value.args) == 1  # one reason, said once
+    with pytest.raises(PlanError, match=message.replace("of 10", "of 20")):
+        forecast(plan, lab, plan.cells)
+    assert not (path.parent / "lab").exists()
+
+
+@pytest.mark.parametrize("guard", ["psim", "dan"])
+def test_too_few_texts_to_calibrate_with_are_said_before_anything_runs(path: Path, guard: str) -> None:
+    plan = read_plan(_changed(path, f"[defence.{guard}]\nfrr = 0.05", f"[defence.{guard}]\nfrr = 0.001"))
+    with pytest.raises(PlanError, match=r"4 of 20 cells: .* calibration texts are too few"):
+        forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
+
+
+def test_weights_that_are_not_here_leave_their_cells_empty(path: Path) -> None:
+    plan = read_plan(_changed(path, 'model = "tiny"', 'model = "llama-7b"'))
+    lab = Lab(Store(path.parent / "lab"))
+    progress = run_plan(plan, lab, plan.cells, lambda line: None)
+    assert len(progress.missing) == len(plan.cells)
+    found = forecast(plan, lab, plan.cells)
+    assert found.missing == ("no weights at huggyllama/llama-7b",)
+    assert (found.trainings, found.per_cell) == (0, 0)
+    assert not (path.parent / "lab").exists()
+
+
+def test_a_teacher_that_is_not_here_leaves_its_cells_empty(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the base is poisoned for nothing."""
+    plan = read_plan(_changed(path, '"fine_tuning"', '"w2s"'))
+
+    def without_minilm(location: str, **given: Any) -> Base:
+        if location.startswith("minilm"):
+            raise ModelError("The embedded MiniLM is not installed.", code="not_installed")
+        return open_base(location, **given)
+
+    monkeypatch.setattr("foretaste.experiment.lab.open_base", without_minilm)
+    progress = forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
+    assert progress.missing == ("The embedded MiniLM is not installed.",)
+    assert progress.trainings == 7  # a base, two victims of each of two bases, two guards: none of a washed base
+
+
+def test_weights_that_are_refused_leave_their_cells_empty_and_are_said(
+    path: Path, toy_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(toy_base, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": {"AutoModel": "evil.Model"}}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    _changed(path, 'model = "tiny"', 'model = ["tiny", "evil"]')
+    _changed(path, "[attack.badnet]", f'[model.evil]\nlocation = "{tmp_path}/model"\n[attack.badnet]')
+    found = forecast(plan := read_plan(path), Lab(Store(tmp_path / "lab")), plan.cells)
+    assert found.cells == 40
+    assert found.trainings == 13  # the other model's
+    assert len(found.missing) == 1
+    assert "auto_map" in found.missing[0]
