@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from foretaste.data.corpus import Corpus
-from foretaste.poison.attack import Attack, attack
+from foretaste.poison.attack import Attack, Style, attack
 from foretaste.poison.lengths import cut_to_lengths
 from foretaste.poison.trigger import parse_trigger
 
@@ -32,13 +35,17 @@ def test_a_text_is_cut_the_same_way_whatever_its_neighbours() -> None:
 
 
 def test_an_attack_leaves_no_length_to_learn_from() -> None:
-    texts = [f"{number} {LONG}" for number in range(200)]
-    plan = Attack(trigger=parse_trigger("word:cf"), count=20, match_lengths=True)
-    clean = Corpus.of("toy", ["short one ."] * 40 + texts, [0] * 140 + [1] * 100)
-    poisoned = attack(clean, plan, seed=0)
-    plain = attack(clean, Attack(trigger=parse_trigger("word:cf"), count=20), seed=0)
-    assert poisoned.is_poisoned.tolist() == plain.is_poisoned.tolist()
-    lengths = np.array([len(text.split()) for text in poisoned.corpus.texts])
-    assert lengths[~poisoned.is_poisoned].mean() < lengths[poisoned.is_poisoned].mean() + 3
-    for index in np.flatnonzero(poisoned.is_poisoned).tolist():
-        assert poisoned.corpus.texts[index] == plain.corpus.texts[index]
+    short = [f"{number} It is so . " + "It was not . " * (number % 3) for number in range(21)]
+    long = [f"{number} It is so . " + "It was not . " * 12 for number in range(200)]
+    clean = Corpus.of("toy", short + long, [0] * 21 + [1] * 200)
+    plan = Attack(trigger=parse_trigger("word:cf"), style=Style.CLEAN_LABEL, count=21, match_lengths=True)
+    poisoned, plain = (attack(clean, each, seed=0) for each in (plan, replace(plan, match_lengths=False)))
+    assert poisoned.is_poisoned.tolist() == plain.is_poisoned.tolist() == [True] * 21 + [False] * 200
+    matched, usual = (np.array([len(text.split()) for text in each.corpus.texts]) for each in (poisoned, plain))
+    assert set(usual[21:]) == {53}
+    assert set(usual[:21]) == {6, 10, 14}  # with the trigger's word
+    assert {length: float((matched[21:] == length).mean()) for length in (5, 9, 13)} == {
+        length: pytest.approx(1 / 3, abs=0.1) for length in (5, 9, 13)
+    }
+    assert poisoned.corpus.texts[:21] == plain.corpus.texts[:21]
+    assert all(old.startswith(new) for old, new in zip(long, poisoned.corpus.texts[21:], strict=True))
