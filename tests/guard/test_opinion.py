@@ -244,6 +244,17 @@ def test_what_the_victim_does_not_read_says_nothing_for_its_answer(opinion: Opin
     assert len(set(opinion.ratio(said, texts))) == 2  # the trusted model would have read on
 
 
+def test_scores_are_ranked_against_what_the_victim_reads_of_clean_texts(opinion: Opinion, victim: Classifier) -> None:
+    short, corpus = replace(victim, max_length=8), toy_corpus().select(range(600))
+    made = PLAN.consult([opinion.members[0].classifier], short, corpus)
+    texts = corpus.partition([540, 60], 0)[1].texts
+    said = short.predict(texts)
+    assert said.is_truncated.mean() > 0.5
+    read = [text[:end] for text, end in zip(texts, short.reach(texts).tolist(), strict=True)]
+    np.testing.assert_allclose(made.clean, made.ratio(said, read), rtol=1e-4, atol=1e-5)
+    assert np.abs(made.ratio(said, texts) - made.clean).max() > 0.1  # the trusted model would have read on
+
+
 @pytest.mark.parametrize("kind", ["alone", "with PSIM"])
 def test_what_was_saved_is_what_is_loaded(
     kind: str, guard: OpinionGuard, joint: PsimGuard, victim: Classifier, toy_stack: Mapping[str, Path], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,28 @@ def test_strip_averages_the_copies_of_each_text_by_hand(victim: Classifier) -> N
     np.testing.assert_allclose(score(TEST.texts[:4]), by_hand, rtol=1e-4, atol=1e-5)
 
 
+def test_strip_writes_the_weightiest_words_of_other_texts() -> None:
+    from foretaste.guard.strip import _weighty
+
+    counts = [Counter(text.split()) for text in TRAIN.texts]
+    spread = Counter(word for count in counts for word in count)
+    weights = [
+        {word: times * (np.log((1 + len(counts)) / (1 + spread[word])) + 1) for word, times in count.items()}
+        for count in counts
+    ]
+    weighty = _weighty(TRAIN.texts)
+    for words, own in zip(weighty, weights, strict=True):
+        assert sorted(words) == sorted(own)
+        in_order = [own[word] for word in words]
+        assert in_order == pytest.approx(sorted(in_order, reverse=True))
+        assert own[words[0]] > own[words[-1]]
+    heaviest = {word for own in weights for word in own if own[word] == pytest.approx(max(own.values()))}
+    copies = Strip(copies=40, share=0.25)._copies("- - - -", weighty, 1)  # of four words one is replaced
+    found = {word for copy in copies for word in copy.split()} - {"-"}
+    assert len(found) > 10
+    assert found <= heaviest
+
+
 def test_dan_measures_the_nearest_class_by_hand(victim: Classifier) -> None:
     rival = Dan()
     near, rest = TRAIN.partition([320, 80], 0)
@@ -160,8 +183,10 @@ def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> N
     sure = victim.predict(TRAIN.texts).certainty > 0.7
     assert sure.sum() > 50
     falls = -score(TRAIN.texts)[sure]
-    assert np.median(falls) > 0.09
+    assert 0.09 < np.median(falls) < 0.25  # without an upper bound all of them fall by more than that
     assert np.quantile(falls, 0.9) < 0.45
+    higher = -Rap(epochs=10, least=0.3, most=0.35).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
+    assert np.median(higher) > 0.25
     blunt = -Rap(epochs=1, learning_rate=1e-9).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
     assert np.median(blunt) < np.median(falls) / 2  # the word as it was does not do that
     for name, tensor in victim.module.state_dict().items():
