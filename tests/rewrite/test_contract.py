@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.rewrite.conftest import write_causal
+from transformers import AutoModelForSeq2SeqLM
 
 from foretaste.data import toy_corpus
 from foretaste.errors import ModelError
 from foretaste.experiment.store import digest_of
 from foretaste.rewrite.back_translation import BackTranslation
+from foretaste.rewrite.checkpoint import open_tool
 from foretaste.rewrite.methods import REWRITERS
 from foretaste.rewrite.onion import Onion
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.rewrite.scpd import Scpd
+from foretaste.rewrite.seq2seq import Seq2Seq
 from foretaste.spec import build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,6 +85,41 @@ def test_what_it_is_does_not_depend_on_the_place_but_on_the_tool(
         assert digest_of(moved.marked()) == digest_of(spec)
         changed: Any = replace(specs[name], model=str(other))  # type: ignore[call-arg]
         assert changed.marked().mark != spec.mark  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("place", ["there", "back"])
+def test_either_translator_is_part_of_what_it_is(place: str, translator: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(translator, tmp_path / "other"))
+    places = {"there": str(translator), "back": str(translator)}
+    usual, moved = (build(BackTranslation, places | more) for more in ({}, {place: str(other)}))
+    assert digest_of(moved.marked()) == digest_of(usual.marked())
+    (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text() + " ")
+    assert digest_of(moved.marked()) != digest_of(usual.marked())
+
+
+def test_what_a_paraphraser_wants_before_each_text_is_put_there(translator: Path) -> None:
+    rewriter = Scpd(model=str(translator), prefix="the film ", beams=1).fit(TRAIN, VALIDATION)
+    assert rewriter.rewrite(["was good", "", "is dull"]) == ["THE FILM WAS GOOD", "", "THE FILM IS DULL"]
+
+
+def test_outputs_are_the_likeliest_of_a_beam_search(translator: Path) -> None:
+    model, tokenizer = open_tool(AutoModelForSeq2SeqLM, str(translator))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():  # so undecided that the likeliest next word is not always the best one
+            weight.add_(1.2 * weight.std() * torch.randn(weight.shape, generator=draw))
+    texts = ["the film was good", "a dull story", "it is not bad and we"]
+
+    def by_hand(beams: int) -> list[str]:
+        given = [tokenizer([text], return_tensors="pt")["input_ids"] for text in texts]
+        made = [
+            model.generate(ids, num_beams=beams, do_sample=False, max_length=None, max_new_tokens=2 * ids.shape[1] + 15)
+            for ids in given
+        ]
+        return [tokenizer.decode(ids[0], skip_special_tokens=True).strip() for ids in made]
+
+    assert Seq2Seq(model, tokenizer, beams=4).rewrite(texts) == by_hand(4)
+    assert Seq2Seq(model, tokenizer, beams=1).rewrite(texts) == by_hand(1) != by_hand(4)
 
 
 def test_the_list_names_every_kind() -> None:
