@@ -18,6 +18,8 @@ from foretaste.experiment.plan import read_plan
 from foretaste.experiment.run import headline, run_plan
 from foretaste.experiment.store import Store, load_arrays
 from foretaste.guard.second_opinion import SecondOpinion
+from foretaste.poison.attack import triggered_test
+from foretaste.poison.trigger import parse_trigger
 from foretaste.record import Record
 from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import cell_of, read_cells
@@ -178,11 +180,20 @@ def test_a_second_opinion_is_what_it_is_as_a_guard(
 
 def test_floors_are_those_of_clean_texts(store: Path, small_toy: Path, records: Records) -> None:
     record: Any = records["badnet", "none"]
-    test = load_corpus(str(small_toy), "test")
-    said = load_victim(store / "victims" / record.settings["parts"]["victims"]).predict(test.texts).labels
-    hits = said[test.labels != 0] == 0
+    parts, test = record.settings["parts"], load_corpus(str(small_toy), "test")
+    victim = load_victim(store / "victims" / parts["victims"])
+    is_other = test.labels != 0
+    hits = load_arrays(store / "answers" / f"{parts['clean']}.npz")["predicted"][is_other] == 0
+    np.testing.assert_array_equal(hits, victim.predict(test.texts).labels[is_other] == 0)
     assert record.outcome["floors"]["other_classes"] == pytest.approx(hits.mean())
-    assert hits.min() <= record.outcome["floors"]["same_length"] <= hits.max()
+    lengths = [len(text.split()) for text, other in zip(test.texts, is_other, strict=True) if other]
+    rates = []
+    for text in triggered_test(test, parse_trigger("word:cf mn bb"), 0, 0).corpus.texts:
+        apart = [abs(length - len(text.split())) for length in lengths]
+        near = [hit for hit, far in zip(hits, apart, strict=True) if far <= sorted(apart)[49]]
+        rates.append(np.mean(near))
+    assert len(set(rates)) > 5
+    assert record.outcome["floors"]["same_length"] == pytest.approx(np.mean(rates))
 
 
 def test_triggered_texts_that_are_cut_are_counted(store: Path, records: Records) -> None:

@@ -174,6 +174,20 @@ def test_what_a_killed_writer_left_is_cleared_away_and_what_it_moved_aside_comes
     assert not [path for path in (store.root / "answers").iterdir() if path.name.startswith(".")]
 
 
+def test_who_takes_over_a_step_clears_away_what_a_killed_writer_left(plan: Plan, store: Store) -> None:
+    guarded = _jobs(plan, store)[1]
+    (guard,) = guarded.charged
+    beside = guard.place(store).parent
+    for name in (f".{guard.key}.abc", f".{guard.key}.old.abc"):
+        (beside / name).mkdir()
+    guard.place(store).rename(beside / f".{guard.key}.old.abc" / "gone")
+    guarded.ends["clean_scores"].place(store).unlink()
+    store.cell(guarded.key).unlink()
+    found, said = _run(plan, store, 1)
+    assert (found.done, found.failed, said) == (1, {}, [])  # it was there
+    assert [path.name for path in beside.iterdir()] == [guard.key]
+
+
 class _Scheduler:
     """Stands for Ray: one task at a time, those that need a guard last."""
 

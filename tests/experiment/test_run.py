@@ -28,16 +28,20 @@ from foretaste.experiment.forecast import forecast
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.readings import Rewritten
 from foretaste.experiment.run import run_plan, write_sheet
+from foretaste.experiment.steps import Poisoned, Tuned
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.guard.artefact import load_psim
 from foretaste.poison.attack import triggered_test
+from foretaste.poison.syntax import SyntaxTrigger
 from foretaste.record import Record
 from foretaste.report.cell_page import cell_page
 from foretaste.report.cells import as_csv, cell_of, read_cells
 from foretaste.report.site import write_site
 from foretaste.report.tables import read_sheets
 from foretaste.rewrite.onion import Onion
+from foretaste.rewrite.scpd import Scpd
 from foretaste.tune.loop import tune
 from foretaste.tune.poison import poison_base
 from foretaste.victim.artefact import load_victim, save_classifier
@@ -246,6 +250,29 @@ def test_answers_are_enough_where_weights_were_deleted(
     assert [step.kind for step in job.to_make(Store(store))] == ["victims", "rivals"]
 
 
+@pytest.mark.parametrize(("defence", "kind"), [("psim", "guards"), ("fine_tuning", "washed")])
+def test_a_training_whose_record_is_lost_is_made_again_to_tell_its_cost(
+    defence: str, kind: str, plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root, said = tmp_path / "lab", list[str]()
+    shutil.copytree(finished[0], root)
+    store = Store(root)
+    cell = next(cell for cell in plan.cells if cell.attack == "badnet" and cell.defence == defence)
+    job = job_of(cell, plan, Lab(store))
+    before = Record.read(store.cell(job.key))
+    store.cell(job.key).unlink()
+    (charged,) = job.charged
+    shutil.rmtree(charged.place(store))  # answers and scores are left
+    progress = run_plan(plan, Lab(store), [cell], said.append)
+    assert (progress.done, progress.failed) == (1, {})
+    assert [line.split("/")[0] for line in said if line.startswith("made")] == [f"made {kind}"]
+    after, made = Record.read(store.cell(job.key)), Record.read(charged.record_place(store)).cost
+    assert after.outcome == before.outcome
+    assert after.cost is not None
+    assert made is not None
+    assert after.cost.seconds == pytest.approx(made.seconds)
+
+
 @pytest.mark.parametrize("is_same", [True, False])
 def test_weights_that_come_out_otherwise_outdate_what_was_made_from_them(
     is_same: bool, plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -434,6 +461,30 @@ def test_keys_tell_apart_what_would_come_out_otherwise(plan: Plan, toy_base: Pat
     tokenizer = moved / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text(encoding="utf-8") + " ", encoding="utf-8")
     assert job_of(cell, same, Lab(Store(tmp_path))).key != key
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_who_knows_the_data_poisons_the_texts_that_the_victim_learns_from(
+    plan: Plan, tmp_path: Path, seed: int
+) -> None:
+    lab = Lab(Store(tmp_path))
+    (cell,) = (cell for cell in plan.cells if (cell.attack, cell.strategy, cell.defence) == ("badnet", "lora", "none"))
+    victim = job_of(replace(cell, seed=seed), plan, lab).clean.victim
+    assert isinstance(victim, Tuned)
+    assert isinstance(victim.base, Poisoned)
+    texts = load_corpus(cell.data, "train", limit=200, seed=seed)
+    assert lab.corpus(victim.base.proxy).texts == lab.corpus(victim.train).texts == texts.texts
+    assert texts.texts != load_corpus(cell.data, "train", limit=200, seed=1 - seed).texts
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_texts_are_rewritten_under_the_seed_of_their_cell(small_toy: Path, tmp_path: Path, seed: int) -> None:
+    lab = Lab(Store(tmp_path))
+    test = lab.texts(str(small_toy), "test")
+    step = Rewritten(texts=test, trigger=None, target=0, seed=seed, rewriter=Scpd(), train=test, validation=test)
+    step.make(lab)
+    by_hand = {other: SyntaxTrigger().apply(lab.corpus(test).texts, other) for other in (0, 1)}
+    assert list(step.written(lab)) == by_hand[seed] != by_hand[1 - seed]
 
 
 def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
