@@ -14,7 +14,7 @@ import torch
 from sklearn.covariance import ShrunkCovariance
 
 from foretaste.data import toy_corpus
-from foretaste.errors import DataError, GuardError
+from foretaste.errors import DataError, GuardError, PlanError
 from foretaste.evaluate.metrics import auroc
 from foretaste.guard.badacts import BadActs
 from foretaste.guard.dan import Dan
@@ -191,6 +191,11 @@ def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> N
     assert np.median(blunt) < np.median(falls) / 2  # the word as it was does not do that
     for name, tensor in victim.module.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_raps_bounds_are_two() -> None:
+    with pytest.raises(PlanError, match="to lie between least and most"):
+        Rap(least=0.4, most=0.1)
 
 
 def test_rap_needs_texts_of_every_class(victim: Classifier) -> None:

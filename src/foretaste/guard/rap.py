@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from foretaste.data.corpus import Corpus
-from foretaste.errors import GuardError
+from foretaste.errors import GuardError, PlanError
 from foretaste.guard.rival import Rival, Scorer
 from foretaste.spec import spec
 from foretaste.victim.batch import Encoded, pad, training_batches
@@ -47,6 +47,10 @@ class Rap(Rival):
     weight: float = Field(default=1.0, gt=0.0)
     epochs: int = Field(default=5, gt=0)
     learning_rate: float = Field(default=1e-2, gt=0.0)
+
+    def __post_init__(self) -> None:
+        if self.least >= self.most:
+            raise PlanError(f"The fall is to lie between least and most; got least={self.least}, most={self.most}.")
 
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         encoded = victim.encode(corpus.texts)
