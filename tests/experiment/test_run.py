@@ -503,7 +503,10 @@ def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
     assert (tmp_path / "plans" / "a.json").read_bytes() == before
     write_sheet(plan, "b", Lab(Store(tmp_path)))
     assert {cell["key"] for cell in read_sheets(tmp_path)[1].cells} == {""}
-    changed = replace(plan, settings=replace(plan.settings, limit=199))  # the keys are not those of its cells
+    changed = replace(plan, defences=dict(plan.defences) | {"dan": plan.defences["psim"]})
+    write_sheet(changed, "a", Lab(Store(tmp_path)))  # the keys are not those of its cells
+    assert {cell["defence"] for cell in read_sheets(tmp_path)[0].cells if not cell["key"]} == {"dan"}
+    changed = replace(plan, settings=replace(plan.settings, limit=199))
     write_sheet(changed, "a", Lab(Store(tmp_path)))
     assert {cell["key"] for cell in read_sheets(tmp_path)[0].cells} == {""}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def without_missing(jobs: Sequence[Job], lab: Lab, progress: Progress) -> list[J
 def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     """Write down what a plan asks for, so that reports can show what is missing.
 
-    Cells whose weights or data are not here keep the key written where they are, if the plan still means the same.
+    Cells whose weights, data or tools are not here keep the key written where they are, if their names in the plan
+    still mean the same.
 
     Raises:
         PlanError: the store cannot be written, or the plan's name would be that of a page of the site.
@@ -124,19 +125,19 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
         },
         "defences": {each: plan.defences[each].to_json() for each in sorted(used)},
         "altered": altered_names(plan.models, plan.attacks, plan.defences),
-        "meaning": digest_of(replace(plan, cells=(), title="", table=None, figure=None, beside={})),
     }
-    keys = {}
+    meanings = {cell: _meaning(plan, cell) for cell in plan.cells}
+    keys = dict[Cell, str]()
     for cell in plan.cells:
         with suppress(ForetasteError):  # the run says so
             job = job_of(cell, plan, lab)
             if not lacking(job, lab):
-                keys[str(cell)] = job.key
+                keys[cell] = job.key
     while True:
         with lab.store.locked(f"plan-{name}") as is_mine:
             if is_mine:
-                keys = _keys_in(path, content["meaning"]) | keys
-                cells = [{**asdict(cell), "key": keys.get(str(cell), "")} for cell in plan.cells]
+                keys = _keys_in(path, meanings) | keys
+                cells = [{**asdict(cell), "key": keys.get(cell, ""), "meaning": meanings[cell]} for cell in plan.cells]
                 return write_json(path, {**content, "cells": cells})
         time.sleep(WAIT)
 
@@ -154,14 +155,21 @@ def sheet_place(name: str, store: Store) -> Path:
     return store.root / "plans" / f"{name}.json"
 
 
-def _keys_in(path: Path, meaning: object) -> dict[str, str]:
-    """The keys that another runner of the same plan wrote."""
+def _meaning(plan: Plan, cell: Cell) -> str:
+    """A digest of what a cell's names stand for in the plan, whatever its other names do."""
+    defence = plan.defences[cell.defence]
+    models = [plan.models.get(name) for name in (cell.model, getattr(defence.rival, "trusted", ""))]
+    attacks = [plan.attacks.get(name or "") for name in (cell.attack, cell.trigger)]
+    asked = [plan.strategies.get(cell.strategy), plan.instruction_of(cell)]
+    return digest_of([plan.settings, models, attacks, asked, defence])
+
+
+def _keys_in(path: Path, meanings: Mapping[Cell, str]) -> dict[Cell, str]:
+    """The keys that another runner of the same plan wrote, of cells that mean the same."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["meaning"] != meaning:
-            return {}
-        cells = [(Cell(**{axis: cell[axis] for axis in AXES}), cell["key"]) for cell in content["cells"]]
-        return {str(cell): key for cell, key in cells if key}
+        cells = [(Cell(**{axis: cell[axis] for axis in AXES}), cell) for cell in content["cells"]]
+        return {cell: found["key"] for cell, found in cells if found["key"] and found["meaning"] == meanings.get(cell)}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
