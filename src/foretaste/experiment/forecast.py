@@ -21,7 +21,7 @@ LATEST = 10  # trainings of a kind by which the next ones' time is told
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a plan takes: `cells` and those `done`, distinct `trainings` and those made, `shared` ones, seconds.
+    """What a plan takes: `cells` and those `done`, distinct `trainings` and those `made`, seconds.
 
     `per_cell` is how many trainings there would be if no cell shared any; `seconds` is None without past records. Cells
     that something is `missing` for have no trainings.
