@@ -77,6 +77,10 @@ def _other_base(*args: Any, seed: int, **kwargs: Any) -> Any:
     return poison_base(*args, seed=seed + 1, **kwargs)  # as other hardware would
 
 
+def _no_base(*args: Any, **kwargs: Any) -> Any:
+    raise ModelError("The loss is nan.", code="diverged")
+
+
 def _run(plan: Plan, store: Store, number: int) -> tuple[Progress, list[str]]:
     said: list[str] = []
     found = run_plan(plan, Lab(store), [plan.cells[number]], said.append)
@@ -252,11 +256,7 @@ def test_a_finished_cell_does_not_fail_with_a_step_that_it_no_longer_needs(
     store.cell(guarded.key).unlink()
     guarded.ends["clean_scores"].place(store).unlink()
     shutil.rmtree(next(plain.clean.victim.direct_needs()).place(store))
-
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        raise ModelError("The loss is nan.", code="diverged")
-
-    monkeypatch.setattr(steps, "poison_base", broken)
+    monkeypatch.setattr(steps, "poison_base", _no_base)
     cells = plan.cells[::-1]
     found = run_on_cluster(plan, Lab(store), cells, lambda line: None, Cluster(cpus=1))
     assert found.done == 1
@@ -277,11 +277,7 @@ def test_what_is_kept_does_not_wait_for_what_it_was_made_of(
         step.place(store).unlink()
     for job in (plain, guarded):
         store.cell(job.key).unlink()
-
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        raise ModelError("The loss is nan.", code="diverged")
-
-    monkeypatch.setattr(steps, "poison_base", broken)
+    monkeypatch.setattr(steps, "poison_base", _no_base)
     found = run_on_cluster(plan, Lab(store), plan.cells[::-1], said.append, Cluster(cpus=1))
     assert found.done == 1
     assert [name for name in found.failed if name.startswith("model=")] == [str(guarded.cell)]

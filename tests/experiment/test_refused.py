@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.experiment.toy import NAMES
+from tests.experiment.toy import GRID, NAMES
 
 from foretaste.errors import ModelError, PlanError
 from foretaste.experiment.forecast import forecast
@@ -18,23 +18,7 @@ from foretaste.experiment.run import run_plan
 from foretaste.experiment.store import Store
 from foretaste.victim.checkpoint import Base, open_base
 
-PLAN = (
-    """
-title = "A small grid"
-
-[settings]
-limit = 200
-
-[[grid]]
-model = "tiny"
-data = "{data}"
-knowledge = "full_data"
-attack = ["none", "badnet"]
-strategy = ["lora", "full"]
-defence = ["none", "psim", "fine_tuning", "dan", "onion"]
-"""
-    + NAMES
-)
+PLAN = 'title = "A small grid"\n[settings]\nlimit = 200\n' + GRID + NAMES
 
 
 @pytest.fixture

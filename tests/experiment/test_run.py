@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.experiment.toy import NAMES
+from tests.experiment.toy import GRID, NAMES
 
 from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
@@ -60,16 +60,9 @@ max_length = 32
 limit = 200
 poisoning_epochs = 2
 poisoning_rate = 1e-3
-
-[[grid]]
-model = "tiny"
-data = "{data}"
-knowledge = "full_data"
-attack = ["none", "badnet"]
-strategy = ["lora", "full"]
-defence = ["none", "psim", "fine_tuning", "dan", "onion"]
-psim_strategy = "lora"
 """
+    + GRID
+    + 'psim_strategy = "lora"\n'
     + NAMES
 )
 # Longer trainings of fewer cells: in PLAN's the models learn next to nothing.

@@ -6,6 +6,15 @@ from pathlib import Path
 
 from foretaste.experiment.plan import Plan, read_plan
 
+GRID = """
+[[grid]]
+model = "tiny"
+data = "{data}"
+knowledge = "full_data"
+attack = ["none", "badnet"]
+strategy = ["lora", "full"]
+defence = ["none", "psim", "fine_tuning", "dan", "onion"]
+"""  # twenty cells of two bases
 NAMES = """
 [model.tiny]
 location = "{tiny}"

@@ -26,7 +26,7 @@ from foretaste.experiment.cell import Cell
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab, Step
 from foretaste.experiment.plan import Plan
-from foretaste.experiment.run import WAIT, Progress, finish, jobs_of, made, without_missing
+from foretaste.experiment.run import WAIT, Progress, finish, forget_finished, jobs_of, made, without_missing
 from foretaste.experiment.store import Store
 from foretaste.spec import spec
 
@@ -84,6 +84,7 @@ def run_on_cluster(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Say, cluste
     """
     progress = Progress(cells=len(cells))
     jobs = without_missing(jobs_of(plan, lab, cells), lab, progress)
+    forget_finished(jobs, lab)
     data_root, named_sets = lab.data_root, os.environ.get("FORETASTE_DATA")
     place = _Place(
         store=lab.store.root.absolute(),

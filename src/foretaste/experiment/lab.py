@@ -132,7 +132,7 @@ class Lab:
         return replace(attack, trigger=trigger.marked(*names)) if isinstance(trigger, FileTrigger) else attack
 
     def refuse_too_few(self, texts: Texts, attack: Attack, seed: int) -> None:
-        """Raise PlanError where the attack would poison more texts than it can; each question is looked into once."""
+        """Raise what the attack would raise before it changes a text; each question is looked into once."""
         asked = digest_of([texts, attack, seed])
         if asked not in self._poisonable:
             refuse_too_few(self.corpus(texts), attack, seed)

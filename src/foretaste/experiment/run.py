@@ -29,6 +29,7 @@ __all__ = [
     "WAIT",
     "Progress",
     "finish",
+    "forget_finished",
     "jobs_of",
     "lacking",
     "made",
@@ -61,6 +62,7 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     """
     progress = Progress(cells=len(cells))
     jobs = without_missing(jobs_of(plan, lab, cells), lab, progress)
+    forget_finished(jobs, lab)
     pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
     while pending:
         began = time.monotonic()
@@ -89,18 +91,19 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> list[Job]:
 
 
 def without_missing(jobs: Sequence[Job], lab: Lab, progress: Progress) -> list[Job]:
-    """Return the cells whose weights and tools are here; the others are noted in `progress`.
-
-    What a runner that was killed left of the progress of a training that it had finished is deleted.
-    """
-    begun = lab.store.begun()
-    for step in {step.key: step for job in jobs if begun for step in job.steps if step.key in begun}.values():
-        with lab.store.locked(step.key) as is_mine:
-            if is_mine and step.is_made(lab.store):
-                lab.store.forget_partial(step.key)
+    """Return the cells whose weights and tools are here; the others are noted in `progress`."""
     missing = {str(job.cell): what for job in jobs if (what := lacking(job, lab))}
     progress.missing |= missing
     return [job for job in jobs if str(job.cell) not in missing]
+
+
+def forget_finished(jobs: Sequence[Job], lab: Lab) -> None:
+    """Delete the progress of trainings that are finished, where who finished them was killed before doing so."""
+    if begun := lab.store.begun():
+        for step in {step.key: step for job in jobs for step in job.steps if step.key in begun}.values():
+            with lab.store.locked(step.key) as is_mine:
+                if is_mine and step.is_made(lab.store):
+                    lab.store.forget_partial(step.key)
 
 
 def write_sheet(plan: Plan, name: str, lab: Lab) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -229,11 +229,10 @@ def to_train(device: torch.device, precision: Precision, width: int) -> Iterator
     A processor's fused attention takes many times as long as the plain one to go back through short texts in bfloat16
     (torch 2.13, 25 tokens: seven times); models without dropout in their attention would use it.
     """
-    with ExitStack() as stack:
-        stack.enter_context(autocast(device, precision))
-        if device.type == "cpu" and torch.is_autocast_enabled("cpu") and width <= _SHORT:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+    with autocast(device, precision):
+        is_plain = device.type == "cpu" and torch.is_autocast_enabled("cpu") and width <= _SHORT
+        with sdpa_kernel(SDPBackend.MATH) if is_plain else nullcontext():
+            yield
 
 
 def _has_bfloat16(device: torch.device) -> bool:
