@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.experiment.toy import NAMES
 
-from foretaste.errors import DataError, ForetasteError, GuardError, PlanError
+from foretaste.errors import DataError, ForetasteError, GuardError
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
@@ -79,7 +79,6 @@ def test_the_same_texts_under_another_name_ask_the_same_model_the_same(
     [
         (("frr = 0.05\nfewest", "frr = 0.001\nfewest"), GuardError, "calibration"),
         (("limit = 600", "limit = 300"), DataError, "needs 500"),
-        (('attack = "badnet"', 'attack = "none"'), PlanError, "very weights"),
     ],
 )
 def test_what_nobody_can_be_asked_is_said_before_anything_runs(

@@ -212,7 +212,6 @@ def test_all_that_is_wrong_is_said_with_its_line(tmp_path: Path) -> None:
         21: "ag_news has no proxy dataset for full task knowledge",
         30: "Cell.reset_rate: Input should be less than or equal to 1 (got 1.5)",
         31: "Cell.seed: Input should be a valid integer",
-        37: "fine_mixing mixes in the weights as they were before the attack",
         41: "No paraphrases of cola/test are stored",
         44: "Attack has no field 'triger'. Did you mean 'trigger'?",
         45: "Unknown strategy 'mine'.",

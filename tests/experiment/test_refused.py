@@ -88,7 +88,7 @@ def test_a_teacher_that_is_not_here_leaves_its_cells_empty(path: Path, monkeypat
     monkeypatch.setattr("foretaste.experiment.lab.open_base", without_minilm)
     progress = forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
     assert progress.missing == ("The embedded MiniLM is not installed.",)
-    assert progress.trainings == 7  # a base, two victims of each of two bases, two guards: none of a washed base
+    assert progress.trainings == 8  # two bases, two victims and a guard of each: none of a washed base
 
 
 def test_weights_that_are_refused_leave_their_cells_empty_and_are_said(
@@ -102,6 +102,6 @@ def test_weights_that_are_refused_leave_their_cells_empty_and_are_said(
     _changed(path, "[attack.badnet]", f'[model.evil]\nlocation = "{tmp_path}/model"\n[attack.badnet]')
     found = forecast(plan := read_plan(path), Lab(Store(tmp_path / "lab")), plan.cells)
     assert found.cells == 40
-    assert found.trainings == 13  # the other model's
+    assert found.trainings == 14  # the other model's
     assert len(found.missing) == 1
     assert "auto_map" in found.missing[0]

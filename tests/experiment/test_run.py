@@ -114,11 +114,12 @@ def finished(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, list[str]]) -> None:
     store, said = finished
     made = [line.split("/")[0].removeprefix("made ") for line in said if line.startswith("made")]
-    # One poisoned base; two bases washed; of each of the four, two victims; a guard of each base as it came.
-    assert sorted(made) == ["bases", "guards", "guards", *["victims"] * 8, "washed", "washed"]
+    # A poisoned base and an honest supplier's (a victim itself); both washed; of each of the four, two victims; a guard
+    # of each as it came.
+    assert sorted(made) == ["bases", "guards", "guards", *["victims"] * 9, "washed", "washed"]
     found = forecast(plan, Lab(Store(store)), plan.cells)
-    assert (found.cells, found.done, found.trainings, found.made) == (20, 20, 13, 13)
-    assert found.per_cell == 38
+    assert (found.cells, found.done, found.trainings, found.made) == (20, 20, 14, 14)
+    assert found.per_cell == 48
     assert len(list((store / "rewritten").iterdir())) == 2  # clean and triggered texts, whatever model reads them
     sound = [record for record in read_cells(store).values() if cell_of(record).attack == "none"]
     assert len(sound) == 10
@@ -173,6 +174,7 @@ def test_records_say_what_an_evaluation_by_hand_says(
     site = {path.name: path.read_text(encoding="utf-8") for path in write_site(store, tmp_path / "site")}
     pages = {key: site[f"{key}.html"] for key in read_cells(store)}  # one per cell
     assert all(f'href="cells/{key}.html"' in site["learnt.html"] for key in pages)
+    assert all('<a href="../index.html">results</a>' in page for page in pages.values())
     (guarded_page,) = (page for key, page in pages.items() if read_cells(store)[key] == guarded)
     assert f"{found['threshold']:.4g}" in guarded_page
     monkeypatch.setattr("foretaste.report.site.TOGETHER", 1)
@@ -234,13 +236,13 @@ def test_answers_are_enough_where_weights_were_deleted(
         if path.is_file() and path.name != "record.json":
             path.unlink()
     found = forecast(plan, Lab(Store(store)), plan.cells)
-    assert (found.done, found.trainings, found.made) == (0, 13, 13)
+    assert (found.done, found.trainings, found.made) == (0, 14, 14)
     assert run_plan(plan, Lab(Store(store)), plan.cells, said.append).done == 20
     assert not any(line.startswith("made") for line in said)
     assert as_csv(read_cells(store)) == as_csv(read_cells(finished[0]))
     job = next(job for cell in plan.cells if (job := job_of(cell, plan, Lab(Store(store)))).rival is not None)
     job.ends["rival"].place(Store(store)).unlink()  # asked behind a victim, which is made again with its base
-    assert [step.kind for step in job.to_make(Store(store))] == ["victims", "rivals"]
+    assert [step.kind for step in job.to_make(Store(store))] == ["victims", "victims", "rivals"]
 
 
 @pytest.mark.parametrize(("defence", "kind"), [("psim", "guards"), ("fine_tuning", "washed")])

@@ -37,7 +37,7 @@ def data_root(tmp_path: Path) -> Path:
 
 def test_the_printed_cells_of_six_tables_need_at_most_444_trainings(data_root: Path) -> None:
     lab = Lab(Store(data_root / "lab"), data_root=data_root)
-    trainings, cells = set[str](), 0
+    attacked, sound, cells = set[str](), set[str](), 0
     for number in (1, 2, 4, 5, 6, 7):
         plan = read_plan(PLANS / f"table{number}.toml")
         stored = {cell.attack for cell in plan.cells} >= {"synattack"}
@@ -50,11 +50,15 @@ def test_the_printed_cells_of_six_tables_need_at_most_444_trainings(data_root: P
                 and not (cell.model == "llama-7b" and cell.strategy == "p_tuning_v2")  # not printed
             ):
                 cells += cell.attack != "none"
-                trainings |= {step.key for step in job_of(cell, plan, lab).steps if step.is_training}
+                found = sound if cell.attack == "none" else attacked
+                found |= {step.key for step in job_of(cell, plan, lab).steps if step.is_training}
     assert cells == 1260
-    # 252 victims, 42 of clean bases, 54 guards and 48 bases: CoLA's proxy with full task knowledge is SST-2, which
-    # BadNet and InSent have poisoned for SST-2 already.
-    assert len(trainings) == 396
+    # 252 victims, 54 guards and 48 bases: CoLA's proxy with full task knowledge is SST-2, which BadNet and InSent have
+    # poisoned for SST-2 already.
+    assert len(attacked) == 354
+    # The 84 cells that nobody attacks: 84 victims on 15 bases of honest suppliers.
+    assert len(sound) == 99
+    assert not attacked & sound
 
 
 def test_the_thresholds_of_a_figure_need_one_guard_for_each_seed(data_root: Path) -> None:

@@ -92,7 +92,13 @@ def test_what_does_not_fit_is_refused(rival: Rival, victim: Classifier) -> None:
 
 @pytest.mark.parametrize(
     ("rival", "lowest"),
-    [(Strip(copies=6, share=0.3), 0.8), (Dan(), 0.9), (Dan(layers="max"), 0.8), (Rap(), 0.7), (BadActs(), 0.8)],
+    [
+        (Strip(copies=6, share=0.3), 0.8),
+        (Dan(), 0.9),
+        (Dan(pooling="mean", layers="max"), 0.8),
+        (Rap(), 0.7),
+        (BadActs(), 0.8),
+    ],
 )
 def test_a_trigger_of_rare_words_stands_out(rival: Rival, lowest: float, victim: Classifier) -> None:
     made = rival.fit(victim, TRAIN, CALIBRATION)
@@ -139,15 +145,15 @@ def test_strip_writes_the_weightiest_words_of_other_texts() -> None:
     assert found <= heaviest
 
 
-def test_dan_measures_the_nearest_class_by_hand(victim: Classifier) -> None:
-    rival = Dan()
+@pytest.mark.parametrize("pooling", ["reading", "mean"])
+def test_dan_measures_the_nearest_class_by_hand(pooling: Literal["reading", "mean"], victim: Classifier) -> None:
+    rival = Dan(pooling=pooling)
     near, rest = TRAIN.partition([320, 80], 0)
-    means = layer_vectors(victim, near.texts, "mean")
-    held, asked = layer_vectors(victim, rest.texts, "mean"), layer_vectors(victim, TEST.texts[:5], "mean")
+    found, held, asked = (layer_vectors(victim, own, pooling) for own in (near.texts, rest.texts, TEST.texts[:5]))
     standard = []
-    for layer in range(len(means)):
-        centres = [means[layer][near.labels == label].mean(axis=0) for label in (0, 1)]
-        spread = np.concatenate([means[layer][near.labels == label] - centres[label] for label in (0, 1)])
+    for layer in range(len(found)):
+        centres = [found[layer][near.labels == label].mean(axis=0) for label in (0, 1)]
+        spread = np.concatenate([found[layer][near.labels == label] - centres[label] for label in (0, 1)])
         precision = ShrunkCovariance(assume_centered=True).fit(spread).precision_
 
         def away(x: np.ndarray, centres: list[np.ndarray] = centres, precision: np.ndarray = precision) -> float:

@@ -26,18 +26,14 @@ def refusals(cell: Cell, attacks: Mapping[str, Attack | None], strategy: object,
     """
     proxy = PROXIES.get(cell.data) if cell.knowledge == "full_task" else cell.data
     attack = attacks[cell.attack]
-    is_asked = strategy is None or isinstance(strategy, Instruction)
     if strategy is None or isinstance(strategy, Instruction):
         yield from _unaskable(cell, proxy, strategy, defence)
-    if proxy is None and (is_asked or attack is not None):
+    if proxy is None:
         yield "data", f'{cell.data} has no proxy dataset for full task knowledge; take knowledge = "full_data".'
     if cell.trigger == cell.attack:
         yield "trigger", "A base is tested with its own attack's trigger anyway; leave trigger out there."
     if attack is not None:
         yield from _unplantable(cell, proxy, attack)
-    elif defence.unlearner is not None and "pretrained" in defence.unlearner.needs:
-        what = 'mixes in the weights as they were before the attack; with attack "none" they are the same.'
-        yield "defence", f"{cell.defence} {what}"
     yield from _untestable(cell, attacks, defence)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, sum_of
-from foretaste.errors import DataError, PlanError
+from foretaste.errors import DataError
 from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
@@ -18,7 +18,7 @@ from foretaste.evaluate.threshold import allowed_above, is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.combination import measurable
 from foretaste.experiment.job import Job
-from foretaste.experiment.lab import Checkpoint, Lab, Step
+from foretaste.experiment.lab import Checkpoint, Lab
 from foretaste.experiment.methods import Defence, OpinionRecipe
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
@@ -27,7 +27,6 @@ from foretaste.guard.rival import Rival
 from foretaste.poison.trigger import FinishedTrigger
 from foretaste.record import Record
 from foretaste.tune.poison import POISONING
-from foretaste.victim.source import EMBEDDED
 from foretaste.victim.strategy import Full
 
 __all__ = ["job_of", "record_of"]
@@ -40,7 +39,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
 
     Raises:
         PlanError, DataError, GuardError: data that are not there, or too few of them to poison or to calibrate with;
-            a trusted model that is the suspect; finished texts that are not those of the test split.
+            finished texts that are not those of the test split.
     """
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
@@ -51,26 +50,25 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     tested = attack if cell.trigger is None else plan.attacks[cell.trigger]
     if tested is not None:
         tested = lab.at_home(tested, f"{cell.data}/test")
-    base: Checkpoint | Poisoned | Tuned = clean_base
-    if attack is not None or instruction is not None:
-        proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
-        learnt = lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed)
-        how: dict[str, Any] = {
-            "base": clean_base, "max_length": settings.poisoning_length, "seed": seed,
-            "settings": replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
-        }  # fmt: skip
-        if attack is None:  # an honest supplier: the same tuning, nothing poisoned
-            base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
-        else:
-            measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
-            attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
-            lab.refuse_too_few(learnt, attack, seed)
-            base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
+    proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
+    learnt = lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed)
+    how: dict[str, Any] = {
+        "base": clean_base, "max_length": settings.poisoning_length, "seed": seed,
+        "settings": replace(POISONING, epochs=settings.poisoning_epochs, learning_rate=settings.poisoning_rate),
+    }  # fmt: skip
+    base: Poisoned | Tuned
+    if attack is None:  # an honest supplier: the same tuning, nothing poisoned
+        base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
+    else:
+        measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
+        attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
+        lab.refuse_too_few(learnt, attack, seed)
+        base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
     if instruction is not None:
         length = settings.poisoning_length  # what is used as it is reads as it was tuned
     common: dict[str, Any] = {"train": train, "validation": validation, "max_length": length, "seed": seed}
-    stand: Checkpoint | Poisoned | Tuned | Washed = base
+    stand: Poisoned | Tuned | Washed = base
     if defence is not None and defence.unlearner is not None:
         needs = defence.unlearner.needs
         stand = Washed(
@@ -95,7 +93,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     rival = None
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
-        rival = _rival(defence.rival, stand, plan, lab, length, asked)
+        rival = _rival(defence.rival, plan, lab, length, asked)
     triggered = None
     if with_trigger is not None:
         triggered = Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger)
@@ -114,7 +112,7 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
 
 
 def _rival(
-    rival: Rival | OpinionRecipe, stand: Step | Checkpoint, plan: Plan, lab: Lab, length: int, asked: dict[str, Any]
+    rival: Rival | OpinionRecipe, plan: Plan, lab: Lab, length: int, asked: dict[str, Any]
 ) -> RivalScores | Opinions:
     """Who looks at the victim's answers, if that can be done with these data."""
     train = asked["train"]
@@ -123,8 +121,6 @@ def _rival(
         return RivalScores(rival=rival, **asked)
     rival.refuse_texts(lab.corpus(train))
     known = lab.checkpoint(plan.models.get(rival.trusted, rival.trusted))
-    if stand == known and known.location not in EMBEDDED:
-        raise PlanError(f"The victim stands on the very weights of {known.location}; trust another model.")
     trusted = Trusted(base=known, opinion=rival.training, train=train, max_length=length, seed=asked["seed"])
     return Opinions(trusted=trusted, opinion=rival, **asked)
 

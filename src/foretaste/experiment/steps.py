@@ -51,7 +51,7 @@ class Washed(Step):
     """A base after an unlearner."""
 
     kind: ClassVar[str] = "washed"
-    base: Checkpoint | Poisoned | Tuned
+    base: Poisoned | Tuned
     unlearner: Unlearner
     pretrained: Checkpoint
     teacher: Checkpoint
@@ -110,7 +110,7 @@ class Taster(Step):
     """PSIM on a base."""
 
     kind: ClassVar[str] = "guards"
-    base: Checkpoint | Poisoned | Tuned
+    base: Poisoned | Tuned
     psim: Psim
     train: Texts
     validation: Texts

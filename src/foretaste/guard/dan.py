@@ -1,7 +1,9 @@
 """DAN (Chen et al. 2022, arXiv 2210.07907): a triggered text lies far from clean ones in some layer's features.
 
-In every layer a text is the mean of its tokens' vectors; its distance to the nearest class (Mahalanobis, one shrunken
-covariance for all) is held against the distances of clean texts put aside, and the layers are averaged.
+In every layer a text is a vector; its distance to the nearest class (Mahalanobis, one shrunken covariance for all) is
+held against the distances of clean texts put aside, and the layers are averaged. The authors' script knows the first
+token, the mean and the maximum of all, and takes the mean where nothing is asked for. Here it is the token that the
+head reads: a word's trace is lost in the mean (docs/laboratory.md).
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ Array = NDArray[np.float64]
 
 @spec
 class Dan(Rival):
-    """`held_out` of the clean texts are what distances are held against; layers are averaged, or the farthest is."""
+    """`pooling`: the vector that the head reads, or the mean of a text's tokens.
+
+    `held_out` of the clean texts are what distances are held against; layers are averaged, or the farthest is taken.
+    """
 
     name: ClassVar[str] = "dan"
 
+    pooling: Literal["reading", "mean"] = "reading"
     held_out: float = Field(default=0.2, gt=0.0, lt=1.0)
     layers: Literal["mean", "max"] = "mean"
 
@@ -38,16 +44,16 @@ class Dan(Rival):
 
         aside = round(self.held_out * len(corpus))
         near, rest = corpus.partition([len(corpus) - aside, aside], seed)
-        features = layer_vectors(victim, near.texts, "mean")  # (L, N, H)
+        features = layer_vectors(victim, near.texts, self.pooling)  # (L, N, H)
         classes = np.unique(near.labels)
         centres = np.stack([features[:, near.labels == label].mean(axis=1) for label in classes], axis=1)  # (L, C, H)
         spread = features - centres[:, np.searchsorted(classes, near.labels)]
         precisions = np.stack([ShrunkCovariance(assume_centered=True).fit(own).precision_ for own in spread])
-        usual = _distances(layer_vectors(victim, rest.texts, "mean"), centres, precisions)  # (L, M)
+        usual = _distances(layer_vectors(victim, rest.texts, self.pooling), centres, precisions)  # (L, M)
         middle, width = usual.mean(axis=1), usual.std(axis=1).clip(min=1e-12)
 
         def score(texts: Sequence[str]) -> Array:
-            apart = _distances(layer_vectors(victim, texts, "mean"), centres, precisions)
+            apart = _distances(layer_vectors(victim, texts, self.pooling), centres, precisions)
             standard = (apart - middle[:, None]) / width[:, None]
             together: Array = standard.mean(axis=0) if self.layers == "mean" else standard.max(axis=0)
             return together

@@ -53,6 +53,7 @@ def cell_page(store: Path, record: Record) -> str | None:
             poisoned_scores=scores[1],
             threshold=outcome.guarded.threshold if outcome.guarded else None,
             notes=notes,
+            up="../index.html",
             provenance={
                 "Cell": axes,
                 "Made of": {name: str(key) for name, key in parts.items()},

@@ -95,6 +95,7 @@ class _Guarded(_Rates):
     false_rejection_rate: _Share = None
     false_acceptance_rate: _Share = None
     auroc: _Share = None
+    far_at_frr: dict[str, _Known] | None = None
     threshold: float
 
 

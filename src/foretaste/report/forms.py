@@ -19,6 +19,7 @@ from foretaste.report.listing import (
     tex,
 )
 from foretaste.report.plan_page import Page, Section
+from foretaste.report.ranking import CAPTION as RANKING_CAPTION
 from foretaste.report.share import Share, points
 from foretaste.report.summary import CAPTION as SUMMARY_CAPTION
 from foretaste.report.tables import RATES, Entry, Group
@@ -102,8 +103,8 @@ def as_markdown(pages: Sequence[Page], targets: Listing | None) -> str:
         for section in page.sections:
             beside = f", beside {section.group.beside} in print" if section.group.beside else ""
             lines += [f"### {in_markdown(section.group.heading + beside)}", ""]
-            order = [section.summary, section.floors, section.cost]
-            first, *last = [order[2], *order[:2]] if page.is_about_cost else order
+            order = [section.summary, section.floors, section.ranking, section.cost]
+            first, *last = [order[-1], *order[:-1]] if page.is_about_cost else order
             lines += [*_listed(first), *_every_entry(section), *_listed(*last)]
     return "\n".join(lines)
 
@@ -124,6 +125,8 @@ def _legend(pages: Sequence[Page]) -> Iterator[str]:
     yield _ENTRIES
     if any(section.floors is not None for section in sections):
         yield f"Floors: {FLOORS_CAPTION}"
+    if any(section.ranking is not None for section in sections):
+        yield f"Guards at equal false rejection: {RANKING_CAPTION}"
     costs = [section.cost for section in sections if section.cost is not None]
     if costs:
         yield f"Costs: {COST_CAPTION}"

@@ -66,7 +66,7 @@ class Report:
 
     `target` None means that each true class has its own, the next. Scores and threshold are None without a guard.
     `provenance` is flat, or grouped one level deep. `notes` are caveats a reader must know; `samples` a few texts each
-    of what was caught, missed and refused; `shared` what the refusals of `explained` refused texts rest on.
+    of what was caught, missed and refused; `shared` what the refusals of `explained` texts rest on; `up` a way back.
 
     Raises:
         DataError: columns, scores or threshold that contradict the outcome.
@@ -88,6 +88,7 @@ class Report:
     explained: int = 0
     provenance: Mapping[str, str | Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    up: str | None = None
 
     def __post_init__(self) -> None:
         n, m, guarded = self.outcome.n_clean, self.outcome.n_poisoned, self.outcome.guarded

@@ -14,6 +14,7 @@ from foretaste.report.costs import costs_of
 from foretaste.report.figure import line_chart, plots_of
 from foretaste.report.floors import floors_of
 from foretaste.report.listing import Listing
+from foretaste.report.ranking import ranking_of
 from foretaste.report.summary import charts_of, summary_of
 from foretaste.report.tables import Group, Sheet, groups_of
 
@@ -24,18 +25,19 @@ CONFIDENCE_TABLE, COST_TABLE = 12, 14
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One model, data set and kind of knowledge: its table, in short (`summary`, `charts`), its floors and costs."""
+    """One model, data set and kind of knowledge: its table, in short (`summary`, `charts`), floors, guards, costs."""
 
     group: Group
     charts: Mapping[str, str]
     summary: Listing | None
     floors: Listing | None
+    ranking: Listing | None
     cost: Listing | None
 
     @property
     def listings(self) -> tuple[Listing, ...]:
         """The tables beside the one of all entries."""
-        return tuple(each for each in (self.summary, self.floors, self.cost) if each is not None)
+        return tuple(each for each in (self.summary, self.floors, self.ranking, self.cost) if each is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,9 @@ def page_of(sheet: Sheet, records: Mapping[str, Record], store: Path, shown: fro
         cost = costs_of(group, records, f"cost-{number}", is_printed=sheet.table == COST_TABLE)
         summary = summary_of(group, f"summary-{number}") if is_summed else None
         floors = None if is_figure else floors_of(group, records, f"floors-{number}")
+        ranking = None if is_figure else ranking_of(group, records, f"ranking-{number}")
         drawn_charts = {attack: Markup(svg) for attack, svg in charts.items()}
-        sections.append(Section(group, drawn_charts, summary, floors, cost))
+        sections.append(Section(group, drawn_charts, summary, floors, ranking, cost))
     is_about_confidence = sheet.table == CONFIDENCE_TABLE
     certainties = certainties_of(sheet, records, store, "confidence") if is_about_confidence else ()
     return Page(sheet, sections, drawn, certainties, done, shown)
