@@ -140,6 +140,24 @@ def test_the_time_is_told_by_the_latest_trainings(plan: Plan, tmp_path: Path) ->
     assert found.seconds == pytest.approx(100.0 * found.trainings)
 
 
+def test_the_time_of_answers_and_scores_is_told_by_those_of_the_same_method(
+    plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    root = tmp_path / "lab"
+    shutil.copytree(finished[0], root)
+    lab = Lab(Store(root))
+    assert forecast(plan, lab, plan.cells).seconds == 0.0
+    jobs = [job_of(cell, plan, lab) for cell in plan.cells if (cell.attack, cell.defence) == ("badnet", "dan")]
+    (wanted, gone), (other, kept) = ((job.cell, job.rival) for job in jobs if job.rival is not None)
+    arrays, cost = kept.found(lab), kept.cost(lab)
+    assert json.loads(str(arrays["work"])) == kept.work == gone.work != jobs[0].clean.work
+    for path in (*(root / "rivals").glob("*.npz"), *(root / "cells").glob("*.json")):
+        path.unlink()
+    assert forecast(plan, lab, [wanted]).seconds is None  # nothing of the kind is left
+    kept.keep(lab, kept.sources(lab.store), replace(cost, seconds=30.0, seconds_per_text=2.0, texts=10), arrays)
+    assert forecast(plan, lab, [wanted, other]).seconds == pytest.approx(50.0)
+
+
 def test_records_say_what_an_evaluation_by_hand_says(
     toy_base: Path, small_toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
+from statistics import fmean
 
+from foretaste.cost import Cost
 from foretaste.errors import DataError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.lab import Lab
+from foretaste.experiment.lab import Lab, Step
 from foretaste.experiment.plan import Plan
+from foretaste.experiment.readings import work_of
 from foretaste.experiment.run import jobs_of, lacking
+from foretaste.experiment.store import Store
 from foretaste.record import Record
 
 __all__ = ["Forecast", "forecast"]
 
-LATEST = 10  # trainings of a kind by which the next ones' time is told
+LATEST = 10  # steps of a kind by which the next ones' time is told
 
 
 @dataclass(frozen=True)
@@ -48,27 +52,53 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     able = [job for job, what in zip(jobs, missing, strict=True) if not what]
     left = [job for job, what, done in zip(jobs, missing, is_done, strict=True) if not what and not done]
     needed = {step.key for job in able for step in job.steps if step.is_training}
-    to_do = {step.key: step for job in left for step in job.to_make(lab.store) if step.is_training}
-    past = _past_seconds(lab)
-    known = [past[step.kind] for step in to_do.values() if step.kind in past]
+    to_do = {step.key: step for job in left for step in job.to_make(lab.store)}
     return Forecast(
         cells=len(jobs),
         done=sum(is_done),
         trainings=len(needed),
-        made=len(needed) - len(to_do),
+        made=len(needed) - sum(step.is_training for step in to_do.values()),
         per_cell=sum(step.is_training for job in able for step in job.steps),
-        seconds=None if not known and to_do else sum(known) / max(1, len(known)) * len(to_do),
+        seconds=_seconds(list(to_do.values()), _past_seconds(lab.store)),
         missing=tuple(dict.fromkeys(what for what in missing if what)),
     )
 
 
-def _past_seconds(lab: Lab) -> dict[str, float]:
-    """Mean seconds of the latest trainings of each kind in the store: older ones may be another machine's."""
-    found: dict[str, list[tuple[datetime, float]]] = {}
-    for path in lab.store.root.glob("*/[!.]*/record.json"):
+def _seconds(steps: Sequence[Step], past: Mapping[str, float]) -> float | None:
+    """How long steps take; of whom the past says nothing, as long as the other trainings, or the other readings, do."""
+    if not steps:
+        return 0.0
+    means = []
+    for is_training in (True, False):
+        told = [past.get(step.work, past.get(step.kind)) for step in steps if step.is_training == is_training]
+        if known := [seconds for seconds in told if seconds is not None]:
+            means.append(fmean(known) * len(told))
+    return sum(means) if means else None
+
+
+def _past_seconds(store: Store) -> dict[str, float]:
+    """Mean seconds of the latest steps of each kind, and of each `work`: older ones may be another machine's."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for path in (
+        *store.root.glob("*/[!.]*/record.json"),
+        *store.root.glob("*/[!.]*.npz"),
+        *store.root.glob("rewritten/*"),
+    ):
         with suppress(DataError):
-            record = Record.read(path)
-            if record.cost is not None:
-                found.setdefault(path.parts[-3], []).append((record.created, record.cost.seconds))
-    latest = {kind: [seconds for _, seconds in sorted(times)[-LATEST:]] for kind, times in found.items()}
-    return {kind: sum(times) / len(times) for kind, times in latest.items()}
+            kind = path.relative_to(store.root).parts[0]
+            when, work, cost = _past(path)
+            seconds = cost.seconds + (cost.seconds_per_text or 0.0) * (cost.texts or 0)
+            for name in {kind, work}:
+                found.setdefault(name, []).append((when, seconds))
+    latest = {name: [seconds for _, seconds in sorted(times)[-LATEST:]] for name, times in found.items()}
+    return {name: fmean(times) for name, times in latest.items()}
+
+
+def _past(path: Path) -> tuple[float, str, Cost]:
+    """When a step was done, what work that was, as far as it says so, and what it cost."""
+    if path.name != "record.json":
+        return path.stat().st_mtime, *work_of(path)
+    record = Record.read(path)
+    if record.cost is None:
+        raise DataError(f"{path} says nothing of its cost.")
+    return record.created.timestamp(), str(record.settings.get("work", "")), record.cost

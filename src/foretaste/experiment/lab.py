@@ -179,6 +179,13 @@ class Step(ABC):
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return digest_of({"kind": self.kind, "version": self.version, **own})
 
+    @property
+    def work(self) -> str:
+        """What takes about as long: steps of this kind, by methods of these names, on texts of this set."""
+        parts = [getattr(self, each.name) for each in fields(self) if each.name != "trigger"]
+        named = [getattr(part, "data", getattr(part, "name", None)) for part in parts if not isinstance(part, Step)]
+        return "/".join([self.kind, *dict.fromkeys(name for name in named if isinstance(name, str))])
+
     def direct_needs(self) -> Iterator[Step]:
         """Yield the steps it is made from."""
         yield from (value for each in fields(self) if isinstance(value := getattr(self, each.name), Step))
@@ -274,7 +281,7 @@ class Step(ABC):
         settings = {name: value.key if isinstance(value, Step) else value for name, value in settings.items()}
         if lab.processes > 1:
             settings["processes"] = lab.processes
-        settings["sources"] = dict(sources)
+        settings |= {"sources": dict(sources), "work": self.work}
         data = [lab.corpus(each) for each in texts]
         return Record.now(RECORDS[self.kind], settings=settings, seeds={"root": seed}, outcome=outcome, data=data,
                           cost=cost, command="foretaste run")  # fmt: skip

@@ -30,7 +30,7 @@ from foretaste.spec import build
 from foretaste.victim.artefact import load_victim
 from foretaste.victim.classifier import Classifier
 
-__all__ = ["Answers", "Opinions", "Reading", "Rewritten", "RivalScores", "Scores"]
+__all__ = ["Answers", "Opinions", "Reading", "Rewritten", "RivalScores", "Scores", "work_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,26 @@ class Reading(Step):
 
     def keep(self, lab: Lab, sources: Mapping[str, str], cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays, cost and whose they are."""
-        told = {"cost": asdict(cost), "sources": dict(sources)}
+        told = {"cost": asdict(cost), "sources": dict(sources), "work": self.work}
         texts = {name: np.asarray(json.dumps(each)) for name, each in told.items()}
         save_arrays(self.place(lab.store), {**arrays, **texts})
+
+
+def work_of(path: Path) -> tuple[str, Cost]:
+    """Return the `work` that made a reading's file, as far as it says so, and its cost.
+
+    Raises:
+        DataError: the file is damaged, or cost nothing.
+    """
+    try:
+        if path.suffix == ".json":
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
+            return str(found.get("work", "")), build(Cost, found["cost"])
+        arrays = load_arrays(path)
+        work = json.loads(str(arrays.get("work", '""')))
+        return str(work), build(Cost, json.loads(str(arrays["cost"])))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} does not say what it cost: {error!r}.") from None
 
 
 def _per_text(meter: Meter, texts: int, ready: Cost | None = None, stored: int | None = None) -> Cost:
@@ -138,7 +155,7 @@ class Rewritten(Reading):
             with measured_cost() as meter:
                 texts = rewriter.rewrite(given.corpus.texts)
             cost = asdict(_per_text(meter, len(texts), ready, self.rewriter.stored_bytes()))
-        write_text(self.place(lab.store), json.dumps({"texts": texts, "cost": cost}))
+        write_text(self.place(lab.store), json.dumps({"texts": texts, "cost": cost, "work": self.work}))
 
     def _fitted(self, lab: Lab) -> tuple[Rewriter, Cost]:
         """The rewriter, ready, and what that took: one for clean texts and for triggered ones."""
