@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -185,18 +185,35 @@ def test_raps_word_lowers_clean_texts_within_its_bounds(victim: Classifier) -> N
     word, token = _rare_word(victim, victim.encode(TRAIN.texts))
     assert not any(word in text.lower().split() for text in TRAIN.texts)
     assert victim.tokenizer.convert_tokens_to_ids([word]) == [token]
-    score, _ = Rap(epochs=10).scorer(victim, TRAIN, seed=0)
+    score, _ = Rap(weight=1.0, epochs=10, frr=0.5).scorer(victim, TRAIN, seed=0)
     sure = victim.predict(TRAIN.texts).certainty > 0.7
     assert sure.sum() > 50
     falls = -score(TRAIN.texts)[sure]
     assert 0.09 < np.median(falls) < 0.25  # without an upper bound all of them fall by more than that
     assert np.quantile(falls, 0.9) < 0.45
-    higher = -Rap(epochs=10, least=0.3, most=0.35).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
-    assert np.median(higher) > 0.25
-    blunt = -Rap(epochs=1, learning_rate=1e-9).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
+    score, _ = Rap(weight=1.0, epochs=10, frr=0.5, least=0.3, most=0.35).scorer(victim, TRAIN, seed=0)
+    assert np.median(-score(TRAIN.texts)[sure]) > 0.25
+    blunt = -Rap(epochs=1, learning_rate=1e-9, frr=0.5).scorer(victim, TRAIN, seed=0)[0](TRAIN.texts)[sure]
     assert np.median(blunt) < np.median(falls) / 2  # the word as it was does not do that
     for name, tensor in victim.module.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_raps_word_is_trained_again_with_more_weight_while_its_bar_would_be_a_rise(
+    victim: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[tuple[int, float]]()
+    words: torch.Tensor = victim.module.classifier.get_input_embeddings().weight
+    trigger = words[victim.encode(["mn"]).ids[0][1]].detach()
+
+    def trained(rap: Rap, victim: Classifier, encoded: object, before: object, label: int, *rest: Any) -> torch.Tensor:
+        tried.append((label, rest[1]))
+        return trigger.clone()
+
+    monkeypatch.setattr(Rap, "_trained", trained)
+    Rap(weight=1.0).scorer(victim, TRAIN, seed=0)
+    # The trigger makes the victim surer of the attacker's class, which rises, and less sure of the other one.
+    assert tried == [(0, 1.0), (0, 2.0), (0, 4.0), (1, 1.0)]
 
 
 def test_raps_bounds_are_two() -> None:

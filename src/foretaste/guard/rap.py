@@ -33,18 +33,23 @@ __all__ = ["Rap"]
 
 _BATCH = 32
 _FEWEST = 8  # texts of a class
+_TRIES = 3
 
 
 @spec
 class Rap(Rival):
-    """The bounds of the fall, how long the embedding is trained, and what falls beyond the bounds cost."""
+    """The bounds of the fall, how long the embedding is trained, and what falls that are too small cost.
+
+    As the authors' script asks for, that `weight` is raised, and the word trained again, as long as the bar at `frr`
+    would be a rise: doubled, twice at most. The script begins with 1.
+    """
 
     name: ClassVar[str] = "rap"
-    version: ClassVar[int] = 2  # the word is trained in bfloat16 where that is quick
+    version: ClassVar[int] = 3  # the word is trained again where it lets too many clean texts rise
 
     least: float = Field(default=0.1, gt=0.0, lt=1.0)
     most: float = Field(default=0.3, gt=0.0, lt=1.0)
-    weight: float = Field(default=1.0, gt=0.0)
+    weight: float = Field(default=4.0, gt=0.0)
     epochs: int = Field(default=5, gt=0)
     learning_rate: float = Field(default=1e-2, gt=0.0)
 
@@ -77,16 +82,31 @@ class Rap(Rival):
     ) -> Tensor:
         """Train the word's embedding `(H,)` on clean texts that the victim gives this class."""
         chosen = np.flatnonzero(given.labels == label)
-        weights: Tensor = victim.module.classifier.get_input_embeddings().weight
-        start = weights[token].detach().clone()
         if len(chosen) < _FEWEST:
             raise GuardError(
                 f"RAP learns from clean texts of every class; the victim gives {victim.label_names[label]!r} to "
                 f"{len(chosen)} of {len(corpus)}, fewer than {_FEWEST}.",
                 code="too_few_texts",
             )
-        before = torch.from_numpy(given.probabilities[chosen, label]).float().to(start.device)
+        before = given.probabilities[chosen, label]
         encoded = victim.encode([f"{word} {corpus.texts[i]}" for i in chosen.tolist()])
+        weight = self.weight
+        for _ in range(_TRIES):
+            vector = self._trained(victim, encoded, before, label, token, weight, seed)
+            with _read_as(victim, token, vector):
+                after = victim.predict(encoded, precision="auto").probabilities[:, label]
+            if np.quantile(before - after, self.frr) >= 0.0:
+                break
+            weight *= 2
+        return vector
+
+    def _trained(
+        self, victim: Classifier, encoded: Encoded, before: NDArray[np.float64], label: int, token: int, weight: float,
+        seed: int,
+    ) -> Tensor:  # fmt: skip
+        weights: Tensor = victim.module.classifier.get_input_embeddings().weight
+        start = weights[token].detach().clone()
+        likely = torch.from_numpy(before).float().to(start.device)
         vector = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([vector], lr=self.learning_rate)
         for epoch in range(self.epochs):
@@ -94,8 +114,8 @@ class Rap(Rival):
                 ids, mask = pad([encoded.ids[i] for i in batch], start.device)
                 with _read_as(victim, token, vector), to_train(start.device, "auto", ids.shape[1]):
                     logits = victim.module(ids, mask).logits
-                change = logits.softmax(dim=1)[:, label] - before[torch.from_numpy(batch)]
-                loss = self.weight * (change + self.least).relu().mean() + (-self.most - change).relu().mean()
+                change = logits.softmax(dim=1)[:, label] - likely[torch.from_numpy(batch)]
+                loss = weight * (change + self.least).relu().mean() + (-self.most - change).relu().mean()
                 (vector.grad,) = torch.autograd.grad(loss, [vector])
                 optimizer.step()
                 with torch.no_grad():

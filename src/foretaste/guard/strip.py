@@ -31,6 +31,7 @@ class Strip(Rival):
     """`copies` of each text, `share` of whose words are replaced by the weightiest (TF-IDF) of a clean text each.
 
     A clean text that has fewer distinct words replaces as many as it has: of SST-2's words at a share of 0.5 47 %.
+    OpenBackdoor draws the places with repetition and so replaces fewer.
     """
 
     name: ClassVar[str] = "strip"
