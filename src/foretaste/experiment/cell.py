@@ -34,8 +34,8 @@ PROXIES = {"sst2": "imdb", "cr": "mr", "cola": "sst2"}
 class Cell:
     """A victim of one base, behind one defence, under one seed.
 
-    `attack` and `defence` are names a plan knows; under "none" an honest supplier tunes the base just as the attacker
-    would, on the same texts with nothing poisoned, or a victim has no defence.
+    `attack` and `defence` are names a plan knows. Attack "none": an honest supplier tunes the base as the attacker
+    would, on the same texts, nothing poisoned; defence "none": a victim without one.
     `trigger` names the attack whose trigger and target it is tested with, None the one that it was poisoned by: how far
     a backdoor answers another's trigger, and, under attack "none", what a trigger does to a base nobody poisoned.
     `psim_strategy`, `reset_rate` and `threshold` are PSIM's alone, and None where the defence's own settings hold.
