@@ -60,7 +60,7 @@ class Rap(Rival):
     def scorer(self, victim: Classifier, corpus: Corpus, seed: int) -> tuple[Scorer, int]:
         encoded = victim.encode(corpus.texts)
         word, token = _rare_word(victim, encoded)
-        given = victim.predict(encoded)
+        given = victim.predict(encoded, precision="auto")
         classes = range(len(victim.label_names))
         vectors = [self._vector(victim, corpus, given, label, word, token, seed) for label in classes]
 
