@@ -37,6 +37,7 @@ limit = 100
 model = "tiny"
 data = "toy"
 attack = "none"
+knowledge = "full_data"
 strategy = ["lora", "full"]
 seed = 3
 
@@ -68,7 +69,7 @@ def test_a_plan_is_foretold_run_by_two_processes_and_reported(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     foretold = json.loads(_ask("run", str(plan), "--dry-run", "--json").stdout)
-    assert (foretold["cells"], foretold["trainings"], foretold["made"]) == (2, 2, 0)
+    assert (foretold["cells"], foretold["trainings"], foretold["made"]) == (2, 3, 0)
     assert not (tmp_path / "runs").exists()
     one = _ask("run", str(plan), "--only", "strategy=full")
     assert one.exit_code == 0
@@ -77,7 +78,7 @@ def test_a_plan_is_foretold_run_by_two_processes_and_reported(
     assert (both["cells"], both["done"], both["failed"]) == (2, 2, {})
     again = _ask("run", str(plan), "--dry-run")
     assert "2 cells, 2 done" in again.stdout
-    assert "2 trainings, 2 made" in again.stdout
+    assert "3 trainings, 3 made" in again.stdout
     assert "time by past records: 0 min" in again.stdout
     assert _ask("report").exit_code == 0
     assert "2 of 2 cells were run" in (tmp_path / "site" / "plan.html").read_text(encoding="utf-8")
@@ -93,7 +94,7 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     plan.write_text(text.replace('model = "tiny"', 'model = "mpt-7b"'), encoding="utf-8")
     missing = _ask("run", str(plan), "--store", str(tmp_path / "lab"))
     assert missing.exit_code == 0
-    assert "not run: model=mpt-7b data=toy knowledge=full_task attack=none strategy=lora" in missing.stdout
+    assert "not run: model=mpt-7b data=toy knowledge=full_data attack=none strategy=lora" in missing.stdout
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
 
 
