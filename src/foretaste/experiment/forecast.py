@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +59,16 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         trainings=len(needed),
         made=len(needed) - sum(step.is_training for step in to_do.values()),
         per_cell=sum(step.is_training for job in able for step in job.steps),
-        seconds=_seconds(list(to_do.values()), _past_seconds(lab.store)),
+        seconds=_seconds(list(to_do.values()), lab.store),
         missing=tuple(dict.fromkeys(what for what in missing if what)),
     )
 
 
-def _seconds(steps: Sequence[Step], past: Mapping[str, float]) -> float | None:
+def _seconds(steps: Sequence[Step], store: Store) -> float | None:
     """How long steps take; of whom the past says nothing, as long as the other trainings, or the other readings, do."""
     if not steps:
         return 0.0
-    means = []
+    past, means = _past_seconds(store), []
     for is_training in (True, False):
         told = [past.get(step.work, past.get(step.kind)) for step in steps if step.is_training == is_training]
         if known := [seconds for seconds in told if seconds is not None]:
@@ -82,7 +82,7 @@ def _past_seconds(store: Store) -> dict[str, float]:
     for path in (
         *store.root.glob("*/[!.]*/record.json"),
         *store.root.glob("*/[!.]*.npz"),
-        *store.root.glob("rewritten/*"),
+        *store.root.glob("rewritten/[!.]*"),
     ):
         with suppress(DataError):
             kind = path.relative_to(store.root).parts[0]

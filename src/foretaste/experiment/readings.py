@@ -83,7 +83,7 @@ class Reading(Step):
 
     def cost(self, lab: Lab) -> Cost:
         """Return what it cost: `seconds` to get ready, the others per text."""
-        return build(Cost, json.loads(str(self.found(lab)["cost"])))
+        return work_of(self.place(lab.store))[1]
 
     def keep(self, lab: Lab, sources: Mapping[str, str], cost: Cost, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write arrays, cost and whose they are."""

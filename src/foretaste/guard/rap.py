@@ -33,7 +33,7 @@ __all__ = ["Rap"]
 
 _BATCH = 32
 _FEWEST = 8  # texts of a class
-_TRIES = 3
+_DOUBLED = 2  # times at most
 
 
 @spec
@@ -91,14 +91,14 @@ class Rap(Rival):
         before = given.probabilities[chosen, label]
         encoded = victim.encode([f"{word} {corpus.texts[i]}" for i in chosen.tolist()])
         weight = self.weight
-        for _ in range(_TRIES):
+        for _ in range(_DOUBLED):
             vector = self._trained(victim, encoded, before, label, token, weight, seed)
             with _read_as(victim, token, vector):
                 after = victim.predict(encoded, precision="auto").probabilities[:, label]
             if np.quantile(before - after, self.frr) >= 0.0:
-                break
+                return vector
             weight *= 2
-        return vector
+        return self._trained(victim, encoded, before, label, token, weight, seed)
 
     def _trained(
         self, victim: Classifier, encoded: Encoded, before: NDArray[np.float64], label: int, token: int, weight: float,

@@ -9,7 +9,7 @@ from foretaste.record import Record
 from foretaste.report.listing import Amount, Listing, Value, mean_share
 from foretaste.report.tables import Group
 
-__all__ = ["CAPTION", "LEVELS", "ranking_of"]
+__all__ = ["CAPTION", "ranking_of"]
 
 LEVELS = ("0.01", "0.05")
 CAPTION = (
@@ -26,10 +26,11 @@ def ranking_of(group: Group, records: Mapping[str, Record], name: str) -> Listin
     for row in group.rows:
         own = [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
         guarded: list[Any] = [record.outcome.get("guarded") or {} for record in own]
-        if not row.is_attacked or not any("far_at_frr" in each for each in guarded):
+        passed: list[Any] = [each.get("far_at_frr") or {} for each in guarded]
+        if not row.is_attacked or not any(passed):
             continue
         shares = [[each.get(rate) for each in guarded] for rate in ("auroc", "false_rejection_rate")]
-        shares += [[each.get("far_at_frr", {}).get(level) for each in guarded] for level in LEVELS]
+        shares += [[each.get(level) for each in passed] for level in LEVELS]
         rows.append((row.attack, row.label, *map(mean_share, shares), Amount(len(own), str(len(own)))))
     columns = ("Attack", "Guard", "AUROC", "FRR", "Passed at 1 % FRR", "Passed at 5 % FRR", "Cells")
     return Listing(name, "Guards at equal false rejection", CAPTION, columns, rows, labels=2) if rows else None
