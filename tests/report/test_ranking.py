@@ -18,11 +18,14 @@ def _guarded(auroc: float, refused: float, at_1: float, at_5: float) -> dict[str
 
 
 def test_guards_are_ranked_by_what_passes_at_equal_false_rejection(tmp_path: Path) -> None:
+    unranked = _guarded(0.9, 0.0, 0.0, 0.0)
+    unranked["guarded"]["far_at_frr"] = None
     cells = [
         (cell_at("badnet"), rates(0.9, 0.8)),
         (cell_at("badnet", "psim", seed=0), _guarded(0.9, 0.002, 0.3, 0.1)),
         (cell_at("badnet", "psim", seed=1), _guarded(0.8, 0.004, 0.5, 0.2)),
         (cell_at("none"), rates(0.9)),
+        (cell_at("insent", "psim"), unranked),
     ]
     sheet, records = write_store(tmp_path, cells)
     (group,) = groups_of(sheet, records)

@@ -38,7 +38,7 @@ def costs_of(group: Group, records: Mapping[str, Record], name: str, *, is_print
     cells: dict[tuple[str, str], list[Record]] = {}
     for row in group.rows:
         own = cells.setdefault((row.defence, row.label), [])
-        own += [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
+        own += row.run(records)
     costs = {place: [record.cost for record in own if record.cost is not None] for place, own in cells.items()}
     if not any(costs.values()) and not is_printed:
         return None

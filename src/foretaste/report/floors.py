@@ -23,7 +23,7 @@ def floors_of(group: Group, records: Mapping[str, Record], name: str) -> Listing
     """Return a line per attack; None where no undefended cell with a trigger was run."""
     rows: list[Sequence[Value]] = []
     for row in group.rows:
-        own = [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
+        own = row.run(records)
         floors: list[Any] = [record.outcome.get("floors") or {} for record in own]
         if row.label != "none" or not any(floors):
             continue

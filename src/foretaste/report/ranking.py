@@ -24,7 +24,7 @@ def ranking_of(group: Group, records: Mapping[str, Record], name: str) -> Listin
     """Return a line per attack and guard; None where no guard before triggered texts was run."""
     rows: list[Sequence[Value]] = []
     for row in group.rows:
-        own = [records[key] for entry in row.entries if entry is not None for _, key in entry.keys]
+        own = row.run(records)
         guarded: list[Any] = [record.outcome.get("guarded") or {} for record in own]
         passed: list[Any] = [each.get("far_at_frr") or {} for each in guarded]
         if not row.is_attacked or not any(passed):

@@ -91,6 +91,10 @@ class Row:
     is_attacked: bool
     entries: Sequence[Entry | None]
 
+    def run(self, records: Mapping[str, Record]) -> list[Record]:
+        """Return the records of those of its cells that were run."""
+        return [records[key] for entry in self.entries if entry is not None for _, key in entry.keys]
+
 
 @dataclass(frozen=True)
 class Group:
