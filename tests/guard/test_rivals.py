@@ -27,7 +27,7 @@ from foretaste.poison.attack import triggered_test
 from foretaste.poison.trigger import parse_trigger
 from foretaste.spec import build
 from foretaste.victim.artefact import load_victim
-from foretaste.victim.batch import pad
+from foretaste.victim.batch import Encoded, pad
 from foretaste.victim.checkpoint import open_base
 from foretaste.victim.classifier import Classifier
 from foretaste.victim.strategy import STRATEGIES, Full
@@ -214,6 +214,27 @@ def test_raps_word_is_trained_again_with_more_weight_while_its_bar_would_be_a_ri
     Rap(weight=1.0).scorer(victim, TRAIN, seed=0)
     # The trigger makes the victim surer of the attacker's class, which rises, and less sure of the other one.
     assert tried == [(0, 1.0), (0, 2.0), (0, 4.0), (1, 1.0)]
+
+
+def test_rap_learns_from_few_texts_a_word_that_none_of_all_has(
+    victim: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt = list[int]()
+    looked = list[int]()
+
+    def trained(rap: Rap, victim: Classifier, encoded: Encoded, before: object, *rest: Any) -> torch.Tensor:
+        learnt.append(len(encoded.ids))
+        return torch.zeros_like(victim.module.classifier.get_input_embeddings().weight[0])
+
+    def rare(victim: Classifier, encoded: Encoded) -> tuple[str, int]:
+        looked.append(len(encoded.ids))
+        return _rare_word(victim, encoded)
+
+    monkeypatch.setattr(Rap, "_trained", trained)
+    monkeypatch.setattr("foretaste.guard.rap._rare_word", rare)
+    Rap(texts=40, frr=0.99).scorer(victim, TRAIN, seed=0)
+    assert sum(learnt) == 40
+    assert looked == [len(TRAIN)]
 
 
 def test_raps_bounds_are_two() -> None:
