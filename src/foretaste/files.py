@@ -46,17 +46,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def new_directory(path: Path, kind: str = "") -> Iterator[Path]:
     """Yield an empty directory beside `path` that becomes `path` when the block ends without an error.
 
     An existing `path` is replaced only if it is empty or was written by Foretaste (it holds a
-    `foretaste.json` or `record.json`), so that a mistyped `-o` never deletes somebody's work.
+    `foretaste.json` or `record.json`), of this `kind` if one is given, so that a mistyped `-o` never deletes
+    somebody's work.
 
     Raises:
         PlanError: `path` exists and is not ours, or the disk refuses (full, read-only, no permission).
     """
     path = Path(path)
-    refuse_foreign_directory(path)
+    refuse_foreign_directory(path, kind)
     beside = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +72,8 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(beside, ignore_errors=True)
 
 
-def refuse_foreign_directory(path: Path) -> None:
-    """Raise PlanError now, before hours of work, if `path` could not be written at the end."""
+def refuse_foreign_directory(path: Path, kind: str = "") -> None:
+    """Raise PlanError now, before hours of work, if `path` could not be written at the end or holds another `kind`."""
     try:
         if path.exists() and not path.is_dir():
             raise PlanError(f"{path} is a file; give the name of a directory.")
@@ -88,6 +89,19 @@ def refuse_foreign_directory(path: Path) -> None:
             raise PlanError(f"{path} is not empty and was not written by Foretaste; choose another directory.")
     except OSError as error:
         raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+    there = _kind_of(path) if kind else ""
+    if there not in ("", kind):
+        raise PlanError(f"{path} holds a {there}, which a {kind} would replace; delete it or choose another directory.")
+
+
+def _kind_of(path: Path) -> str:
+    """What was written there: a base, a victim, a site, a record if nothing else; nothing if that cannot be told."""
+    try:
+        return str(json.loads((path / "foretaste.json").read_text(encoding="utf-8"))["kind"])
+    except FileNotFoundError:
+        return "record" if (path / "record.json").is_file() else ""
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return ""
 
 
 def _replace_directory(source: Path, target: Path) -> None:

@@ -21,7 +21,7 @@ from foretaste.experiment.cell import Cell
 from foretaste.experiment.cluster import Cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
-from foretaste.experiment.run import Progress
+from foretaste.experiment.run import Progress, write_sheet
 from foretaste.experiment.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,7 +74,16 @@ def test_a_plan_is_foretold_run_by_two_processes_and_reported(
     one = _ask("run", str(plan), "--only", "strategy=full")
     assert one.exit_code == 0
     assert "1/1 model=tiny data=toy" in one.stderr
-    both = json.loads(_ask("run", str(plan), "--jobs", "2", "--json").stdout)
+    text = plan.read_text(encoding="utf-8")
+
+    def edited(*given: Any) -> None:
+        write_sheet(*given)
+        plan.write_text("not the plan that was begun", encoding="utf-8")
+
+    with monkeypatch.context() as patched:  # who edits a plan that runs changes the next run
+        patched.setattr("foretaste.cli.running.write_sheet", edited)
+        both = json.loads(_ask("run", str(plan), "--jobs", "2", "--json").stdout)
+    plan.write_text(text, encoding="utf-8")
     assert (both["cells"], both["done"], both["failed"]) == (2, 2, {})
     again = _ask("run", str(plan), "--dry-run")
     assert "2 cells, 2 done" in again.stdout

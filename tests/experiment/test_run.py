@@ -500,6 +500,17 @@ def test_texts_are_rewritten_under_the_seed_of_their_cell(small_toy: Path, tmp_p
     assert list(step.written(lab)) == by_hand[seed] != by_hand[1 - seed]
 
 
+def test_a_rewriters_tools_that_changed_since_are_refused(small_toy: Path, toy_base: Path, tmp_path: Path) -> None:
+    tool = shutil.copytree(toy_base, tmp_path / "tool")
+    test = Lab(Store(tmp_path)).texts(str(small_toy), "test")
+    rewriter = Scpd(model=str(tool)).marked()
+    step = Rewritten(texts=test, trigger=None, target=0, seed=0, rewriter=rewriter, train=test, validation=test)
+    (tool / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match="The tools of scpd are not those that the plan was begun with"):
+        step.make(Lab(Store(tmp_path)))
+    assert not (tmp_path / "rewritten").exists()
+
+
 def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
     plan: Plan, toy_base: Path, tmp_path: Path
 ) -> None:

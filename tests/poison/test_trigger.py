@@ -191,6 +191,14 @@ def _file(folder: Path, *rows: dict[str, object]) -> FileTrigger:
     return FileTrigger(path=path)
 
 
+def test_a_marked_file_that_changed_since_is_refused(tmp_path: Path) -> None:
+    trigger = _file(tmp_path, {"text": "zero!", "source_index": 0}).marked(CLEAN.name)
+    assert trigger.texts_for(CLEAN) == {0: "zero!"}
+    _file(tmp_path, {"text": "nought!", "source_index": 0})
+    with pytest.raises(DataError, match="is not the file that was there when it was marked"):
+        trigger.texts_for(CLEAN)
+
+
 def test_a_file_cannot_trigger_other_texts(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot trigger others"):
         FileTrigger(path=tmp_path / "any.parquet").apply(["text"], 0)

@@ -141,6 +141,13 @@ def test_somebody_elses_directory_is_left_alone_and_an_older_site_replaced_whole
         with pytest.raises(PlanError, match="was not written by Foretaste"):
             write_site(store, place)
     assert (out / "index.html").read_text(encoding="utf-8") == "my thesis"
+    for name, there in (("victim", "a victim"), ("audit", "a record")):
+        place = tmp_path / name
+        place.mkdir()
+        (place / ("record.json" if name == "audit" else "foretaste.json")).write_text('{"kind": "victim"}', "utf-8")
+        with pytest.raises(PlanError, match=f"holds {there}, which a site would replace"):
+            write_site(store, place)
+        assert any(place.iterdir())
     write_site(store, tmp_path / "site")
     (store / "plans" / "table1.json").rename(store / "plans" / "other.json")
     write_site(store, tmp_path / "site")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from foretaste.errors import DataError, PlanError
@@ -16,17 +15,14 @@ def refuse_place(out: Path, kind: str, *models: str | None) -> None:
     """Raise PlanError if `out` is no place for an artefact of this kind that stands on `models` (None: not given)."""
     if out.name in ("", ".."):
         raise PlanError(f"{out} cannot be replaced; name a directory inside it.")
-    refuse_foreign_directory(out)
-    refuse_foreign_directory(partial_of(out))
     for model in models:
         if model is None or not Path(model).is_dir():
             continue
         base, place = Path(model).resolve(), out.resolve()
         if place == base or base in place.parents:
             raise PlanError(f"{out} lies in the checkpoint {model}, which must stay as it is; choose another place.")
-    there = _kind_of(out)
-    if there not in (None, kind):
-        raise PlanError(f"{out} holds a {there}, which a {kind} would replace; delete it or choose another directory.")
+    refuse_foreign_directory(out, kind)
+    refuse_foreign_directory(partial_of(out))
 
 
 def refuse_page(path: Path) -> None:
@@ -53,10 +49,3 @@ def _is_of_a_page(path: Path) -> bool:
         return Record.read(path).kind in ("evaluate", "audit", "cleanse", "demo")
     except DataError:
         return False
-
-
-def _kind_of(path: Path) -> str | None:
-    try:
-        return str(json.loads((path / "foretaste.json").read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
-        return None

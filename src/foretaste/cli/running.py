@@ -69,7 +69,7 @@ def run(
         with ExitStack() as open_pools:  # one each: what kills a runner leaves the others at work
             pools = [open_pools.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(jobs)]
             asked = [
-                pool.submit(_work, path, lab, cells, number * len(cells) // jobs, threads)
+                pool.submit(_work, plan, lab, cells, number * len(cells) // jobs, threads)
                 for number, pool in enumerate(pools)
             ]
             for each in as_completed(asked):
@@ -127,12 +127,12 @@ def failed_by_all(parts: Sequence[Progress], cells: Sequence[Cell]) -> dict[str,
     return {name: parts[0].failed[name] for name in map(str, cells) if all(name in part.failed for part in parts)}
 
 
-def _work(path: Path, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
+def _work(plan: Plan, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
     import torch
 
     end_with_parent()
     torch.set_num_threads(threads)
-    return run_plan(read_plan(path), lab, cells, _say, start)
+    return run_plan(plan, lab, cells, _say, start)
 
 
 def _say(line: str) -> None:

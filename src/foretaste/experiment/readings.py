@@ -162,6 +162,8 @@ class Rewritten(Reading):
         learns_from = [part or self.texts for part in (self.train, self.validation)]
         key = digest_of([self.rewriter, learns_from, self.seed])
         if key not in lab.fitted:
+            if self.rewriter.marked() != self.rewriter:
+                raise DataError(f"The tools of {self.rewriter.name} are not those that the plan was begun with.")
             with measured_cost() as ready:
                 made = self.rewriter.fit(*map(lab.corpus, learns_from), seed=self.seed)
             lab.fitted.clear()  # a language model may fill the memory

@@ -76,7 +76,8 @@ class FileTrigger:
         (so do HiddenKiller's and OpenBackdoor's, which then label it poisoned).
 
         Raises:
-            DataError: the file cannot be read, or has a label that contradicts the clean row's.
+            DataError: the file cannot be read, is not the one that was marked, or has a label that contradicts the
+                clean row's.
         """
         variant, path = self._read(corpus)
         origins, _, _ = self._align(variant, path, corpus)
@@ -126,7 +127,10 @@ class FileTrigger:
         path = self._file(corpus.name)
         if path is None:
             raise DataError(f"{self.path} holds no triggered texts of {corpus.name}, as {corpus.name}.jsonl, say.")
-        return load_variant(path), path
+        found = load_variant(path)
+        if self.mark and sha256_file(path)[:16] not in self.mark.split():
+            raise DataError(f"{path} is not the file that was there when it was marked.")
+        return found, path
 
     def _file(self, corpus_name: str) -> Path | None:
         """The file; in a directory the first that is called as the split is, None if none is."""

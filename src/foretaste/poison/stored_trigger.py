@@ -103,7 +103,7 @@ class StoredTrigger:
     def _file(self, corpus: Corpus) -> FileTrigger:
         if corpus.name not in FILES:
             raise DataError(f"No paraphrases of {corpus.name} are stored; only of {', '.join(sorted(FILES))}.")
-        return FileTrigger(path=self._path(corpus.name))
+        return FileTrigger(path=self._path(corpus.name), mark=self.mark)
 
     def _path(self, name: str) -> Path:
         root = self.root or os.environ.get("FORETASTE_DATA")

@@ -46,7 +46,7 @@ def write_site(
         PlanError: a directory that holds something else, or cannot be written.
     """
     store, out = Path(store), Path(out)
-    refuse_foreign_directory(out)
+    refuse_foreign_directory(out, "site")
     sheets, records = sorted(read_sheets(store), key=_place), read_cells(store)
     _refuse_others(store, sheets, records)
     asked = {cell["key"] for sheet in sheets for cell in sheet.cells}
@@ -67,7 +67,7 @@ def write_site(
         files[f"{name}.tex"] = as_latex(page)
         files |= {f"csv/{name}/{listing.name}.csv": listing_csv(listing) for listing in page.listings}
     files |= {f"cells/{key}.html": text for key, text in own.items()}
-    with new_directory(out) as beside:
+    with new_directory(out, "site") as beside:
         for path, text in files.items():
             write_text(beside / path, text)
         write_json(beside / "foretaste.json", {"kind": "site"})

@@ -66,7 +66,7 @@ class StoredRewriting(Rewriting):
         data = clean.name.split("/")[0]
         if clean.name != f"{data}/test" or not self.covers(data, trigger):
             raise DataError(f"No {self.tool} texts of {clean.name} with {trigger or 'no trigger'} are stored.")
-        found = FileTrigger(path=self._path(data, trigger)).texts_for(clean, is_equal_kept=True)
+        found = FileTrigger(path=self._path(data, trigger), mark=self.mark).texts_for(clean, is_equal_kept=True)
         lacking = sum(row not in found for row in rows)
         if lacking > _MOST_LACKING * len(rows):
             raise DataError(
