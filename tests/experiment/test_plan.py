@@ -409,11 +409,15 @@ def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_names_of_ours_that_mean_something_else_are_told(tmp_path: Path) -> None:
-    plan = read_plan(_plan(tmp_path, GOOD))
-    assert altered_names(plan.models, plan.attacks, plan.defences) == []
+    def altered(text: str) -> list[str]:
+        plan = read_plan(_plan(tmp_path, text))
+        return altered_names(plan.models, plan.attacks, plan.strategies, plan.defences)
+
+    assert altered(GOOD) == []
     text = GOOD + '[defence.psim]\ndose = 0.3\n[attack.badnet]\ntrigger = "word:cf"\n[model.minilm]\nlocation = "x/y"'
-    plan = read_plan(_plan(tmp_path, text))
-    assert altered_names(plan.models, plan.attacks, plan.defences) == ["badnet", "minilm", "psim"]
+    text = text.replace("strategy = ", 'strategy = "full"\n#', 1) + '\n[strategy.full]\nmethod = "lora"'
+    assert altered(text) == ["badnet", "full", "minilm", "psim"]
+    assert altered(GOOD + '[attack.badnet]\ntrigger = "word:mn"\nrate = 0.1') == []
 
 
 def test_defences_are_put_together_by_plus(tmp_path: Path) -> None:

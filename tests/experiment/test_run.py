@@ -511,6 +511,19 @@ def test_a_rewriters_tools_that_changed_since_are_refused(small_toy: Path, toy_b
     assert not (tmp_path / "rewritten").exists()
 
 
+def test_a_sheet_of_another_plan_is_not_replaced(plan: Plan, tmp_path: Path) -> None:
+    lab = Lab(Store(tmp_path))
+    write_sheet(plan, "a", lab)
+    before = (tmp_path / "plans" / "a.json").read_bytes()
+    others = tuple(replace(cell, seed=77) for cell in plan.cells)
+    with pytest.raises(PlanError, match="is of another plan"):
+        write_sheet(replace(plan, title="Another", cells=others), "a", lab)
+    assert (tmp_path / "plans" / "a.json").read_bytes() == before
+    write_sheet(replace(plan, cells=others), "a", lab)  # the plan was edited
+    write_sheet(replace(plan, title="Renamed", cells=(*others, *plan.cells)), "a", lab)
+    assert read_sheets(tmp_path)[0].title == "Renamed"
+
+
 def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
     plan: Plan, toy_base: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,20 @@ def test_ours_stand_beside_the_printed_values(store: Path) -> None:
     assert no_cell is None
 
 
+def test_what_a_plan_calls_otherwise_stands_beside_no_printed_value(tmp_path: Path) -> None:
+    cells = [(cell_at("badnet", name), rates(0.9, 1.0, (0.9, 0.0))) for name in ("psim", "psim_mine", "ours")]
+    printed: dict[str, Any] = {"table": 1, "beside": {"minilm": "bert-large"}}
+    defences = {"psim": {"psim": {}}, "psim_mine": {"rival": {"method": "strip"}}, "ours": {"psim": {}}}
+
+    def beside(altered: list[str]) -> list[bool]:
+        (group,) = groups_of(*write_store(tmp_path, cells, defences=defences, altered=altered, **printed))
+        return [row.entries[0] is not None and row.entries[0].clean_accuracy.printed is not None for row in group.rows]
+
+    assert beside([]) == [True, False, True]
+    assert beside(["psim"]) == [False, False, True]
+    assert beside(["lora"]) == beside(["badnet"]) == [False, False, False]
+
+
 def test_the_site_needs_no_torch_and_is_the_same_twice(store: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from foretaste.report.site import write_site; "

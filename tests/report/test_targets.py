@@ -67,7 +67,7 @@ def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
     assert _verdicts(tmp_path / "part", lacking)["badnet"][9] == "open"
     failing: Cells = [(cell_at("badnet", "psim"), rates(0.9, 0.1, (0.9, 0.0)))]
     assert _verdicts(tmp_path / "failing attack", failing)["badnet"][9] == "open"
-    for name, verdict in (("psim", "open"), ("badnet", "open"), ("minilm", "open"), ("opinion", "met"), ("w2s", "met")):
+    for name, verdict in (("psim", "open"), ("badnet", "open"), ("minilm", "open"), ("lora", "open"), ("w2s", "met")):
         sheet, records = write_store(tmp_path / name, [met], table=1, altered=[name])
         listing = targets_of([sheet], records)
         assert listing is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field, is_dataclass
+from dataclasses import field, is_dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -211,11 +211,20 @@ def tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettin
 
 
 def altered_names(
-    models: Mapping[str, str], attacks: Mapping[str, Attack], defences: Mapping[str, Defence]
+    models: Mapping[str, str],
+    attacks: Mapping[str, Attack],
+    strategies: Mapping[str, tuple[Strategy, TuneSettings]],
+    defences: Mapping[str, Defence],
 ) -> list[str]:
-    """Return the names of ours that the plan uses for something else: models, attacks and defences."""
+    """Return the names of ours that the plan uses for something else: models, attacks, strategies and defences.
+
+    An attack that poisons more or fewer texts is the same.
+    """
     found = [name for name, place in MODELS.items() if models.get(name, place) != place]
-    found += [name for name, attack in ATTACKS.items() if attacks.get(name, attack) != attack]
+    for name, attack in ATTACKS.items():
+        own = attacks.get(name, attack)
+        found += [] if replace(own, count=attack.count, rate=attack.rate) == attack else [name]
+    found += [name for name, own in strategies.items() if name in STRATEGIES and own != tuned_by(name, {})]
     for name, defence in defences.items():
         with suppress(PlanError):  # a name of the plan's own
             found += [] if named_defence(name, {}) == defence else [name]

@@ -29,6 +29,7 @@ RESOURCES = {
     "psim": (True, True, True),
 }
 _UNSTATED = "unstated"
+_DEFENCES = {"psim_paper": "psim", "back_translation_stored": "back_translation", "scpd_stored": "scpd"}
 _ATTACKS = {"mixed": "badnet+insent", "synattack_sbar": "synattack"}
 
 
@@ -49,8 +50,7 @@ def printed_value(table: int, model: str, cell: Mapping[str, Any]) -> Printed | 
     """
     if cell.get("trigger") is not None:
         return None  # the paper tests each base with its own trigger
-    name = str(cell["defence"])
-    defence = "psim" if name.startswith("psim") and "+" not in name else name.removesuffix("_stored")
+    defence = _DEFENCES.get(cell["defence"], str(cell["defence"]))
     attack = _ATTACKS.get(cell["attack"], cell["attack"])
     further = cell.get(_FURTHER[table]) or "" if table in _FURTHER and defence == "psim" else ""
     further = f"{further:g}" if isinstance(further, float) else str(further)

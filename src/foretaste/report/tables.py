@@ -14,7 +14,7 @@ from foretaste.evaluate.interval import Interval, wilson
 from foretaste.evaluate.spread import Spread
 from foretaste.experiment.cell import AXES, Cell, is_page_name
 from foretaste.record import Record, parse_json
-from foretaste.report.printed import printed_value
+from foretaste.report.printed import Printed, printed_value
 from foretaste.report.share import Share
 from foretaste.spec import build, values_of
 
@@ -180,7 +180,7 @@ def _entry(
     sheet: Sheet, beside: str | None, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]
 ) -> Entry:
     found = [records[cell["key"]] for cell in cells if cell["key"] in records]
-    printed = None if sheet.table is None or beside is None else printed_value(sheet.table, beside, cells[0])
+    printed = _printed(sheet, beside, cells[0])
     clean, attack = (
         share_of(found, rate, None if printed is None else getattr(printed, rate),
                  is_doubtful=printed is not None and rate in printed.doubtful)
@@ -191,6 +191,18 @@ def _entry(
     alone: Any = {seed: [records[key].outcome.get(rate) for rate in RATES] for seed, key in keys}
     is_guard = is_guard_alone(sheet, cells[0]["defence"])
     return Entry(clean, attack, len(found), len(cells), keys, rates, alone if is_guard else None)
+
+
+def _printed(sheet: Sheet, beside: str | None, cell: Mapping[str, Any]) -> Printed | None:
+    """What the paper prints for a cell, unless the plan means something else by one of its names."""
+    if (
+        sheet.table is None
+        or beside is None
+        or {*cell["defence"].split("+"), *map(str, cell.values())} & set(sheet.altered)
+    ):
+        return None
+    is_psim = sheet.defences.get(cell["defence"], {}).keys() == {"psim"}
+    return printed_value(sheet.table, beside, {**cell, "defence": "psim"} if is_psim else cell)
 
 
 def is_guard_alone(sheet: Sheet, defence: str) -> bool:
