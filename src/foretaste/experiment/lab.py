@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from foretaste.cost import Cost
 from foretaste.data.corpus import Corpus
+from foretaste.data.hub import NAMED_SETS
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, ModelError
 from foretaste.experiment.store import Store, digest_of
@@ -46,8 +47,8 @@ class Texts:
 
     @property
     def key(self) -> str:
-        """What stands for them: the content, not the name."""
-        return self.digest
+        """What stands for them: the content, and what their directory is called, by which parts of them are drawn."""
+        return self.digest if self.data in ("toy", *NAMED_SETS) else f"{self.digest} {Path(self.data).resolve().name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +150,7 @@ class Lab:
         """Open weights that come from elsewhere or that a step made.
 
         Raises:
-            ModelError: they cannot be used.
-            DataError: those from elsewhere are not the ones that the plan found.
+            ModelError, DataError: they cannot be used; those from elsewhere are not the ones that the plan found.
         """
         if isinstance(origin, Step):
             return open_base(origin.place(self.store))

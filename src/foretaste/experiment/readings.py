@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, Meter, measured_cost, sum_of
-from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError
 from foretaste.experiment.lab import Lab, Step, Texts
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned
@@ -23,7 +22,6 @@ from foretaste.guard.rival import Rival
 from foretaste.guard.second_opinion import SecondOpinion
 from foretaste.poison.attack import Triggered, triggered_test
 from foretaste.poison.trigger import Trigger
-from foretaste.record import Record
 from foretaste.rewrite.rewriter import Rewriter, Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import build
@@ -257,7 +255,7 @@ class Opinions(Reading):
         trusted, victim = (load_victim(step.place(lab.store)) for step in (self.trusted, self.victim))
         with measured_cost() as ready:
             victim = victim.merge()
-            found = self.opinion.consult([trusted], victim, self._learnt(lab), seed=self.seed)
+            found = self.opinion.consult([trusted], victim, lab.corpus(self.train), seed=self.seed)
             guard = self.opinion.fit(found, victim, lab.corpus(self.validation))
         clean, triggered = self.both(lab)
         texts = (*clean, *triggered)
@@ -272,11 +270,6 @@ class Opinions(Reading):
             _per_text(meter, len(texts), ready.cost, size),
             {**arrays, "threshold": np.asarray(guard.threshold)},
         )
-
-    def _learnt(self, lab: Lab) -> Corpus:
-        """The clean texts as the trusted model knew them: the tenth that it has not read is drawn by their name."""
-        name = Record.read(self.trusted.record_place(lab.store)).data[0].name
-        return replace(lab.corpus(self.train), name=name)
 
 
 @dataclass(frozen=True, kw_only=True)
