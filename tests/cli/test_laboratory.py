@@ -88,7 +88,7 @@ def test_a_plan_is_foretold_run_by_two_processes_and_reported(
     again = _ask("run", str(plan), "--dry-run")
     assert "2 cells, 2 done" in again.stdout
     assert "3 trainings, 3 made" in again.stdout
-    assert "time by past records: 0 min" in again.stdout
+    assert "time of one runner by past records: 0 min" in again.stdout
     assert _ask("report").exit_code == 0
     assert "2 of 2 cells were run" in (tmp_path / "site" / "plan.html").read_text(encoding="utf-8")
 

@@ -24,9 +24,10 @@ from foretaste.experiment import steps
 from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, _Report, run_on_cluster
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
-from foretaste.experiment.lab import Lab, Step
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.run import run_plan
+from foretaste.experiment.step import Step
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.report.cells import read_cells
 from foretaste.spec import build

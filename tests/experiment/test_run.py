@@ -131,13 +131,18 @@ def test_the_time_is_told_by_the_latest_trainings(plan: Plan, tmp_path: Path) ->
     lab = Lab(Store(tmp_path))
     assert forecast(plan, lab, plan.cells).seconds is None
     for day in range(1, 31):
-        cost = Cost(seconds=100.0 if day > 20 else 1.0)
-        record = Record.now("tune", settings={}, seeds={"root": 0}, outcome={}, cost=cost)
+        cost = Cost(seconds=100.0 if 20 <= day < 30 else 1.0)
+        name = Path(plan.models["tiny"]).name if day < 30 else "another"
+        settings = {"work": f"lora/toy/1 epochs in victims of {name}"}
+        record = Record.now("tune", settings=settings, seeds={"root": 0}, outcome={}, cost=cost)
         place = tmp_path / "victims" / str(day)
         place.mkdir(parents=True)
         replace(record, created=datetime(2026, 1, day, tzinfo=UTC)).write(place / "record.json")
     found = forecast(plan, lab, plan.cells)
-    assert found.seconds == pytest.approx(100.0 * found.trainings)
+    steps = {step.key: step for cell in plan.cells for step in job_of(cell, plan, lab).steps}.values()
+    tuned = [step for step in steps if step.kind == "victims"]  # of the same weights; of others nobody can tell
+    assert found.seconds == pytest.approx(100.0 * len(tuned))
+    assert found.untold == len(steps) - len(tuned) > 0
 
 
 def test_the_time_of_answers_and_scores_is_told_by_those_of_the_same_method(
@@ -153,7 +158,8 @@ def test_the_time_of_answers_and_scores_is_told_by_those_of_the_same_method(
     assert json.loads(str(arrays["work"])) == kept.work == gone.work != jobs[0].clean.work
     for path in (*(root / "rivals").glob("*.npz"), *(root / "cells").glob("*.json")):
         path.unlink()
-    assert forecast(plan, lab, [wanted]).seconds is None  # nothing of the kind is left
+    found = forecast(plan, lab, [wanted])
+    assert (found.seconds, found.untold) == (None, 1)  # nothing of the kind is left
     kept.keep(lab, kept.sources(lab.store), replace(cost, seconds=30.0, seconds_per_text=2.0, texts=10), arrays)
     assert forecast(plan, lab, [wanted, other]).seconds == pytest.approx(50.0)
 

@@ -88,10 +88,12 @@ def report(
 
 def _forecast(found: dict[str, Any]) -> str:
     took = "unknown: nothing like it was done yet" if found["seconds"] is None else f"{found['seconds'] / 60:.0f} min"
+    if found["seconds"] is not None and found["untold"]:
+        took = f"more than {took}: of {found['untold']} steps nothing like them was done yet"
     lines = [
         f"{found['title']}: {found['cells']} cells, {found['done']} done",
         f"{found['trainings']} trainings, {found['made']} made (one per cell and model: {found['per_cell']})",
-        f"time by past records: {took}",
+        f"time of one runner by past records: {took}",
     ]
     return "\n".join([*lines, *(f"cannot be run here: {reason}" for reason in found["missing"])])
 

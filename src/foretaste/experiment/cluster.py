@@ -24,9 +24,10 @@ from pydantic import Field
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.job import Job
-from foretaste.experiment.lab import Lab, Step
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.run import WAIT, Progress, finish, forget_finished, jobs_of, made, without_missing
+from foretaste.experiment.step import Step
 from foretaste.experiment.store import Store
 from foretaste.spec import spec
 

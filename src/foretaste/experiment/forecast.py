@@ -11,10 +11,11 @@ from statistics import fmean
 from foretaste.cost import Cost
 from foretaste.errors import DataError
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.lab import Lab, Step
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import work_of
 from foretaste.experiment.run import jobs_of, lacking
+from foretaste.experiment.step import Step
 from foretaste.experiment.store import Store
 from foretaste.record import Record
 
@@ -27,8 +28,9 @@ LATEST = 10  # steps of a kind by which the next ones' time is told
 class Forecast:
     """What a plan takes: `cells` and those `done`, distinct `trainings` and those `made`, seconds.
 
-    `per_cell` is how many trainings there would be if no cell shared any; `seconds` is None without past records. Cells
-    that something is `missing` for have no trainings.
+    `per_cell` is how many trainings there would be if no cell shared any. `seconds` are one runner's for all steps of
+    which past records tell, None if they tell of none; of so many steps `untold` they do not. Cells that something is
+    `missing` for have no trainings.
     """
 
     cells: int
@@ -37,6 +39,7 @@ class Forecast:
     made: int
     per_cell: int
     seconds: float | None
+    untold: int
     missing: tuple[str, ...]
 
 
@@ -53,31 +56,28 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
     left = [job for job, what, done in zip(jobs, missing, is_done, strict=True) if not what and not done]
     needed = {step.key for job in able for step in job.steps if step.is_training}
     to_do = {step.key: step for job in left for step in job.to_make(lab.store)}
+    told = _seconds(list(to_do.values()), lab.store)
+    known = [seconds for seconds in told if seconds is not None]
     return Forecast(
         cells=len(jobs),
         done=sum(is_done),
         trainings=len(needed),
         made=len(needed) - sum(step.is_training for step in to_do.values()),
         per_cell=sum(step.is_training for job in able for step in job.steps),
-        seconds=_seconds(list(to_do.values()), lab.store),
+        seconds=sum(known) if known or not told else None,
+        untold=len(told) - len(known),
         missing=tuple(dict.fromkeys(what for what in missing if what)),
     )
 
 
-def _seconds(steps: Sequence[Step], store: Store) -> float | None:
-    """How long steps take; of whom the past says nothing, as long as the other trainings, or the other readings, do."""
-    if not steps:
-        return 0.0
-    past, means = _past_seconds(store), []
-    for is_training in (True, False):
-        told = [past.get(step.work, past.get(step.kind)) for step in steps if step.is_training == is_training]
-        if known := [seconds for seconds in told if seconds is not None]:
-            means.append(fmean(known) * len(told))
-    return sum(means) if means else None
+def _seconds(steps: Sequence[Step], store: Store) -> list[float | None]:
+    """How long each step takes: as the latest of the same work did, or of its kind and weights; None: nobody knows."""
+    past = _past_seconds(store) if steps else {}
+    return [past.get(step.work, past.get(step.like)) for step in steps]
 
 
 def _past_seconds(store: Store) -> dict[str, float]:
-    """Mean seconds of the latest steps of each kind, and of each `work`: older ones may be another machine's."""
+    """Mean seconds of the latest steps of each `work`, and of all like them: older ones may be another machine's."""
     found: dict[str, list[tuple[float, float]]] = {}
     for path in (
         *store.root.glob("*/[!.]*/record.json"),
@@ -85,10 +85,9 @@ def _past_seconds(store: Store) -> dict[str, float]:
         *store.root.glob("rewritten/[!.]*"),
     ):
         with suppress(DataError):
-            kind = path.relative_to(store.root).parts[0]
             when, work, cost = _past(path)
             seconds = cost.seconds + (cost.seconds_per_text or 0.0) * (cost.texts or 0)
-            for name in {kind, work}:
+            for name in (work, work.partition(" in ")[2]):
                 found.setdefault(name, []).append((when, seconds))
     latest = {name: [seconds for _, seconds in sorted(times)[-LATEST:]] for name, times in found.items()}
     return {name: fmean(times) for name, times in latest.items()}

@@ -18,10 +18,11 @@ from foretaste.evaluate.threshold import allowed_above, is_flagged
 from foretaste.experiment.cell import PROXIES, Cell
 from foretaste.experiment.combination import measurable
 from foretaste.experiment.job import Job
-from foretaste.experiment.lab import Checkpoint, Lab
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.methods import Defence, OpinionRecipe
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
+from foretaste.experiment.step import Checkpoint
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.guard.rival import Rival
 from foretaste.poison.trigger import FinishedTrigger

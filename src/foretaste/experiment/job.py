@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foretaste.experiment.cell import Cell
-from foretaste.experiment.lab import Step
 from foretaste.experiment.readings import Answers, Opinions, Reading, RivalScores, Scores
+from foretaste.experiment.step import Step
 from foretaste.experiment.steps import Washed
 from foretaste.experiment.store import Store, digest_of
 from foretaste.poison.attack import Attack

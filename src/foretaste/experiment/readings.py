@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from foretaste.cost import Cost, Meter, measured_cost, sum_of
 from foretaste.errors import DataError
-from foretaste.experiment.lab import Lab, Step, Texts
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.step import Step, Texts
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned
 from foretaste.experiment.store import Store, digest_of, load_arrays, save_arrays, sources_of
 from foretaste.files import write_text

@@ -15,11 +15,12 @@ from foretaste.errors import ForetasteError, PlanError
 from foretaste.experiment.cell import AXES, Cell, is_page_name
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
-from foretaste.experiment.lab import Checkpoint, Lab, Step
+from foretaste.experiment.lab import Lab
 from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
+from foretaste.experiment.step import Checkpoint, Step
 from foretaste.experiment.store import Store, digest_of
 from foretaste.files import write_json
 from foretaste.record import Record

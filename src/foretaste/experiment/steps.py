@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from foretaste.cost import measured_cost
-from foretaste.experiment.lab import Checkpoint, Lab, Step, Texts
+from foretaste.experiment.lab import Lab
+from foretaste.experiment.step import Checkpoint, Step, Texts
 from foretaste.experiment.store import Store
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.psim import Psim
