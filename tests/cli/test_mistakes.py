@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from foretaste.cli import commands, demo
-from foretaste.cli.output import one_line
+from foretaste.cli.output import answering, one_line
 from foretaste.victim.manifest import seal
 
 WORD = ("--trigger", "word:mn")
@@ -277,3 +278,12 @@ def test_an_error_of_ours_keeps_its_traceback(run: Callable[..., Any], monkeypat
 def test_a_message_stays_on_its_line() -> None:
     assert one_line("one\ntwo\r\n\tthree") == "one two three"
     assert one_line("\x1b[31m\u202e\udcff ünï ✓") == "[U+001B][31m[U+202E][U+DCFF] ünï ✓"
+
+
+def test_a_system_that_refuses_is_a_mistake_in_a_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, answering(False):
+        raise PermissionError(13, "Permission denied", "lab/cells")
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == "error: lab/cells: Permission denied.\n"
+    with pytest.raises(BrokenPipeError), answering(False):
+        raise BrokenPipeError

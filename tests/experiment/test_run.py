@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
@@ -420,9 +421,28 @@ def test_a_damaged_record_costs_its_own_cell(plan: Plan, finished: tuple[Path, l
     store = Path(shutil.copytree(finished[0], tmp_path / "lab"))
     cells = [cell for cell in plan.cells if cell.defence == "none"]
     Store(store).cell(job_of(cells[0], plan, Lab(Store(store))).key).write_text("{", encoding="utf-8")
+    other = Store(store).cell(job_of(cells[1], plan, Lab(Store(store))).key)
+    record = json.loads(other.read_text(encoding="utf-8"))
+    other.write_text(json.dumps(record | {"outcome": {"clean_accuracy": "?"}}), encoding="utf-8")
     progress = run_plan(plan, Lab(Store(store)), cells, lambda line: None)
-    assert progress.failed.keys() == {str(cells[0])}
-    assert progress.done == len(cells) - 1
+    assert progress.failed.keys() == {str(cells[0]), str(cells[1])}
+    assert all("delete it: it is made again" in reason for reason in progress.failed.values())
+    assert progress.done == len(cells) - 2
+    other.unlink()
+    assert run_plan(plan, Lab(Store(store)), cells[1:2], lambda line: None).done == 1
+
+
+def test_arrays_that_are_damaged_in_any_way_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "a.npz"
+    save_arrays(place, {"scores": np.arange(5.0)})
+    whole = place.read_bytes()
+    for at in range(0, len(whole), 3):
+        place.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with suppress(DataError):  # some bytes, such as a date, say nothing
+            load_arrays(place)
+    np.save(tmp_path / "b.npy", np.arange(5.0))
+    with pytest.raises(DataError, match="it is damaged: delete it"):
+        load_arrays((tmp_path / "b.npy").rename(place))
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

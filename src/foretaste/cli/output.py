@@ -41,6 +41,12 @@ def answering(as_json: bool) -> Iterator[Any]:
         for problem in error.args if isinstance(error, PlanError) else [error]:
             typer.echo(f"error: {one_line(str(problem))}", err=True)
         raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise  # whoever reads has enough, which typer knows
+    except OSError as error:  # a directory that may not be read, a disk that fails
+        what = "" if error.filename is None else f"{error.filename}: "
+        typer.echo(f"error: {one_line(f'{what}{error.strerror or error}')}.", err=True)
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         message = "nothing half done stays; run the same command again (trainings continue where they were saved)"
         typer.echo(f"interrupted: {message}.", err=True)

@@ -205,8 +205,10 @@ def _cost(job: Job, lab: Lab) -> Cost:
     if not costs:
         costs.append(Cost(seconds=0.0, seconds_per_text=0.0, forwards_per_text=0.0, stored_bytes=0))
     for step in job.charged:
-        made = Record.read(step.record_place(lab.store)).cost
-        assert made is not None  # every training leaves one
+        place = step.record_place(lab.store)
+        made = Record.read(place).cost
+        if made is None:
+            raise DataError(f"{place} does not say what the training cost, as every one does: delete {place.parent}.")
         costs.append(replace(made, texts=None))
     return sum_of(costs)
 

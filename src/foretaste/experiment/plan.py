@@ -98,7 +98,7 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise PlanError(f"{path} is no TOML: {error}.") from None
     reader = _Reader(path, text)
     plan = reader.read(content)

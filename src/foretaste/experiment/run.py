@@ -250,9 +250,11 @@ def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -
             if not place.is_file():
                 record_of(job, lab).write(place)
             said = headline(Record.read(place))
-        except ForetasteError as error:
-            progress.failed[str(job.cell)] = str(error)
-            say(f"FAILED {job.cell}: {error}")
+        except (ForetasteError, LookupError, TypeError, ValueError) as error:
+            damaged = f" If {place} is damaged or of another version, delete it: it is made again."
+            reason = f"{error}{damaged if place.is_file() else ''}"
+            progress.failed[str(job.cell)] = reason
+            say(f"FAILED {job.cell}: {reason}")
             return True
     progress.done += 1
     say(f"{progress.done}/{progress.cells} {job.cell}: {said}")

@@ -19,7 +19,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +143,7 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except Exception as error:  # what zipfile and numpy make of a damaged file is no closed list
         raise DataError(f"Cannot read {path}: {error}. If it is there, it is damaged: delete it.") from error
 
 

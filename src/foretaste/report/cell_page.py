@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ def arrays_of(store: Path, record: Record, kind: str, part: str, *needed: str) -
         DataError: a file that is damaged or has not the arrays that are `needed`, each a row of numbers.
     """
     parts: Any = record.settings.get("parts") or {}
-    path = Path(store) / kind / f"{parts.get(part)}.npz"
-    if part not in parts or not path.is_file():
+    key = str(parts.get(part, ""))
+    path = Path(store) / kind / f"{key}.npz"
+    if not re.fullmatch(r"\w{1,64}", key) or not path.is_file():  # a stranger's record may hold anything
         return None
     arrays, sources = load_arrays(path), record.settings.get("sources")
     known = sources.items() if isinstance(sources, dict) else frozenset()

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from foretaste.evaluate.spread import Spread
 from foretaste.record import Record
 from foretaste.report.canvas import CLEAN, HEIGHT, PAPER, POISONED, STYLE, as_svg, new_canvas, per_cent, share_axis
+from foretaste.report.page import plain
 from foretaste.report.tables import RATES, Sheet, is_guard_alone, share_of
 
 __all__ = ["Plot", "line_chart", "plots_of"]
@@ -184,7 +185,7 @@ def line_chart(plot: Plot, name: str) -> str:
             axes.text(1.03, height, label, transform=axes.get_yaxis_transform(), va="center", color=colour,
                       fontweight="normal" if "w/D" in label else "bold")  # fmt: skip
         pad = 4 * step
-        axes.set(xlim=(places.min() - pad, places.max() + pad), ylim=(-0.03, 1.03), xlabel=title)
+        axes.set(xlim=(places.min() - pad, places.max() + pad), ylim=(-0.03, 1.03), xlabel=plain(title))
         axes.xaxis.set_major_locator(FixedLocator(places.tolist()))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FixedFormatter(_ticks(plot.values)))
