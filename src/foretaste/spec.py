@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields as fields_of
 from itertools import islice
@@ -34,9 +35,15 @@ def build(kind: type[T], fields: Mapping[str, Any]) -> T:
     Raises:
         PlanError: unknown fields (of each the nearest one is named) and values of the wrong kind, all of them.
     """
-    known = {field.name for field in fields_of(cast(Any, kind))}
+    types = {field.name: str(field.type) for field in fields_of(cast(Any, kind))}
+    known = types.keys()
     unknown = islice((name for name in fields if name not in known), MOST)
     problems = [f"{kind.__name__} has no field {name!r}.{nearest(name, known)}" for name in unknown]
+    problems += [
+        f"{kind.__name__}.{name}: {str(value).lower()} is neither a number nor a word."
+        for name, value in fields.items()
+        if isinstance(value, bool) and name in types and not re.search("bool|Any|Mapping", types[name])
+    ]
     try:
         made = TypeAdapter(kind).validate_python({name: value for name, value in fields.items() if name in known})
     except ValidationError as error:

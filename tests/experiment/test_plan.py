@@ -409,6 +409,50 @@ def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
         read_plan(_plan(tmp_path, text))
 
 
+def test_lines_are_those_of_the_mistakes_however_they_are_written(tmp_path: Path) -> None:
+    text = """title = '''A
+[[grid]]
+[attack.b]'''
+attack."[b]".trigger = "word:mn"
+attack.c.trigger = "wrod:a"
+
+[[grid]]
+model = "minilm"
+data = "toy"
+knowledge = "full_data"
+attack = "badnet"
+strategy = [
+  "lora",  # = b
+  "loar"]
+
+[attack."[d]"]
+trigger = "word:mn"
+count = true
+
+[attack.b]
+trigger = "word:mn"
+count = 0
+flip_rate = 7.0
+
+[defence.psim]
+frr = 0.1
+threshold = 0.5
+dose = 3.0
+"""
+    with pytest.raises(PlanError) as caught:
+        read_plan(_plan(tmp_path, text))
+    told = [line.partition(".toml:")[2] for line in map(str, caught.value.args)]
+    assert [(int(line.partition(":")[0]), line.partition(" ")[2][:12]) for line in told] == [
+        (5, "Unknown trig"),
+        (14, "Unknown stra"),
+        (18, "Attack.count"),
+        (22, "count must b"),
+        (23, "flip_rate mu"),
+        (27, "Give --frr ("),
+        (28, "Psim.dose: I"),
+    ]
+
+
 def test_names_of_ours_that_mean_something_else_are_told(tmp_path: Path) -> None:
     def altered(text: str) -> list[str]:
         plan = read_plan(_plan(tmp_path, text))

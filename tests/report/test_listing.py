@@ -9,7 +9,7 @@ import pytest
 from foretaste.errors import DataError
 from foretaste.evaluate.interval import Interval
 from foretaste.evaluate.spread import Spread
-from foretaste.report.listing import Amount, Listing, listing_csv, listing_latex, listing_markdown
+from foretaste.report.listing import Amount, Listing, csv_of, listing_csv, listing_latex, listing_markdown, tex
 from foretaste.report.share import Share
 
 OURS = Share(Spread(0.9, 0.88, 0.92), 0.925)
@@ -57,3 +57,9 @@ def test_a_share_says_how_far_it_may_be_off(share: Share, shown: tuple[str, str]
 def test_a_line_has_a_value_for_every_column() -> None:
     with pytest.raises(DataError, match="2 values for 1 columns"):
         Listing("a", "A", "", ("one",), [("1", "2")])
+
+
+def test_words_are_no_formulas_and_no_arguments() -> None:
+    written = csv_of(["a"], [["=1+1"], ["@x"], ["+cmd|x"], ["+6.9"], ["-6.9"], [-1.5]])
+    assert written.split() == ["a", "'=1+1", "'@x", "'+cmd|x", "+6.9", "-6.9", "-1.5"]
+    assert [tex("[2pt]"), tex("*"), tex("a[b]")] == ["{}[2pt]", "{}*", "a[b]"]

@@ -63,4 +63,4 @@ AXES = tuple(field.name for field in fields(Cell))
 
 def is_page_name(name: str) -> bool:
     """Say whether a plan's page can be called so: plain letters, and not as another page of the site."""
-    return name not in ("index", "cells") and re.fullmatch(r"[\w.-]+", name) is not None
+    return name not in ("index", "cells") and re.fullmatch(r"\w[\w.-]*", name) is not None

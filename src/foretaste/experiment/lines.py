@@ -9,7 +9,9 @@ from typing import Any
 
 __all__ = ["key_of", "line_of"]
 
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$")
+_HEADER = re.compile(r"""^\s*(\[\[?)\s*((?:"[^"]*"|'[^']*'|[^\[\]"'])+?)\s*\]\]?\s*(#.*)?$""")
+_KEY = re.compile(r"""^\s*(?:[\w.-]+|"[^"]*"|'[^']*')\s*=""")
+_LONG = re.compile(r""""{3}(?:\\.|[^\\])*?"{3}|'{3}.*?'{3}""", re.DOTALL)  # a string of several lines
 
 _COMMENT = re.compile(r"""^((?:[^"'#]|"[^"]*"|'[^']*')*)#.*""")
 _FIELD = re.compile(r"\w+(?:\.(\w+)[.:]| has no field '(\w+)')")  # how `build` says which one it is about
@@ -25,8 +27,11 @@ def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: o
     6
     >>> line_of('[grid]\\nstrategy = ["lora",  # not loar\\n "loar"]\\n', "grid", key="strategy", value="loar")
     3
+    >>> line_of('[grid]\\ntrigger = ["word:mn",\\n "word:a=b",\\n "word:"]\\n', "grid", key="trigger", value="word:")
+    4
     """
-    lines, own, seen = text.splitlines(), not table, -1
+    lines = _LONG.sub(lambda match: '""' + "\n" * match[0].count("\n"), text).splitlines()
+    own, seen = not table, -1
     start: int | None = None
     for index, line in enumerate(lines):
         header = _HEADER.match(line)
@@ -39,7 +44,12 @@ def line_of(text: str, table: str = "", number: int = 0, key: str = "", value: o
                 return index + 1
         elif own and key and re.match(rf"""\s*["']?{re.escape(key)}["']?\s*[=.]""", line):
             return index + 1 + _further(lines[index:], value)
-    if start is None and table:  # an inline table: a key of the one above
+    if start is None and table:  # dotted keys, or an inline table: a key of the one above
+        parts = [rf"""["']?{re.escape(part)}["']?""" for part in (*table.split("."), key)]
+        for dotted in (parts, parts[:-1]):
+            found = (at for at, line in enumerate(lines) if re.match(rf"\s*{'[.]'.join(dotted)}\s*[=.]", line))
+            if len(dotted) > 1 and (at := next(found, None)) is not None:
+                return at + 1
         above, _, name = table.rpartition(".")
         return line_of(text, above, key=name, value=value)
     return 1 if start is None else start + 1
@@ -69,7 +79,7 @@ def _further(lines: list[str], value: object) -> int:
         line = _COMMENT.sub(r"\1", line)
         if value is not None and wanted.search(line.partition("=")[2] if index == 0 else line):
             return index
-        if index and ("=" in line or _HEADER.match(line)):
+        if index and (_KEY.match(line) or _HEADER.match(line)):
             break
     return 0
 

@@ -154,6 +154,8 @@ class _Reader:
             self._wrong("The paper's tables are 1 to 14, as in table = 1.", key="table")
         if content.get("figure", "1") not in _FIGURES:
             self._wrong(f'The paper\'s figures are {", ".join(_FIGURES)}, as in figure = "3a".', key="figure")
+        if "table" in content and "figure" in content:
+            self._wrong("A plan stands beside a table or a figure, not both.", key="figure")
         beside = content.get("beside", {})
         if not isinstance(beside, dict) or not all(isinstance(value, str) for value in beside.values()):
             self._wrong('Write beside = { minilm = "bert-large" }.', key="beside")
@@ -284,6 +286,8 @@ def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     if fields.keys() != {"location"} or not isinstance(fields["location"], str):
         raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
     location = fields["location"]
-    if location.startswith(("/", "./", "../", "~")) and not Path(location).exists():
+    if location.startswith("~"):
+        location = str(Path(location).expanduser())
+    if location.startswith(("/", "./", "../")) and not Path(location).exists():
         raise PlanError(f"location: nothing lies at {location}.")
     return location

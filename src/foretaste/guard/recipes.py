@@ -23,10 +23,13 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
     The default recipe knows them for every strategy, the printed one for its own; else they are the strategy's own.
 
     Raises:
-        PlanError: unknown recipe, strategy or field, or both `frr` and `threshold` given.
+        PlanError: unknown recipe, strategy or field, both `frr` and `threshold` given: all of it.
     """
-    if "frr" in given and "threshold" in given:
-        raise PlanError("Give --frr (a promise, calibrated) or --threshold (a fixed bar), not both.")
+
+    def one_bar() -> None:
+        if "frr" in given and "threshold" in given:
+            raise PlanError("Give --frr (a promise, calibrated) or --threshold (a fixed bar), not both.")
+
     start = RECIPES[recipe]()
     settings = values_of(start) | dict(given)
     if "frr" in given:
@@ -40,5 +43,5 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
         fields: dict[str, Any] = asdict(cast(Any, known)) if type(known) is kind else {}
         return build(kind, fields | dict(strategy_fields))
 
-    made, _ = all_of(own, partial(build, Psim, settings))
+    made, *_ = all_of(own, partial(build, Psim, settings), one_bar)
     return build(Psim, settings | {"strategy": made})

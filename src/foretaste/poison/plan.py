@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any
@@ -110,63 +111,64 @@ class Attack:
     match_lengths: bool = False
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.rate is not None:
-            raise PlanError(f"Give count or rate, not both (count={self.count}, rate={self.rate}).")
         if self.count is None and self.rate is None:
             object.__setattr__(self, "count", DEFAULT_COUNT)
+        if problems := [*self._out_of_range(), *self._contradictions()]:
+            raise PlanError(*problems)
+
+    def _out_of_range(self) -> Iterator[str]:
+        if self.count is not None and self.rate is not None:
+            yield f"Give count or rate, not both (count={self.count}, rate={self.rate})."
         if self.count is not None and self.count < 1:
-            raise PlanError(f"count must be 1 or more, got {self.count}.")
+            yield f"count must be 1 or more, got {self.count}."
         for name in ("rate", "target_probability", "flip_rate", "trigger_share"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
-                raise PlanError(f"{name} must lie above 0 and at most at 1, got {value}.")
+                yield f"{name} must lie above 0 and at most at 1, got {value}."
         for name in ("cover_rate", "negative_rate"):
             if getattr(self, name) < 0:
-                raise PlanError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+                yield f"{name} must be 0 or more, got {getattr(self, name)}."
         if not 0 < self.confidence_cap < 1:
-            raise PlanError(f"confidence_cap must lie between 0 and 1, got {self.confidence_cap}.")
+            yield f"confidence_cap must lie between 0 and 1, got {self.confidence_cap}."
         if self.evasion_weight <= 0:
-            raise PlanError(f"evasion_weight must lie above 0, got {self.evasion_weight}.")
-        self._refuse_contradictions()
+            yield f"evasion_weight must lie above 0, got {self.evasion_weight}."
 
-    def _refuse_contradictions(self) -> None:
+    def _contradictions(self) -> Iterator[str]:
         is_clean_label = self.style is Style.CLEAN_LABEL
         if is_clean_label and self.flip_rate < 1:
-            raise PlanError(
-                f"flip_rate {self.flip_rate} needs style dirty-label: under clean-label no label is flipped at all."
-            )
+            yield (f"flip_rate {self.flip_rate} needs style dirty-label: under clean-label no label is flipped at all.")
         if is_clean_label and self.all_to_all:
-            raise PlanError("all_to_all needs style dirty-label: every poisoned example takes another class's label.")
+            yield "all_to_all needs style dirty-label: every poisoned example takes another class's label."
         if self.all_to_all and self.target != 0:
-            raise PlanError(f"all_to_all has no single target; leave target {self.target} out.")
+            yield f"all_to_all has no single target; leave target {self.target} out."
         if self.trigger_share < 1 and self.negative_rate > 0:
-            raise PlanError(
+            yield (
                 "trigger_share below 1 teaches that a part of the trigger is enough, negative_rate above 0 that it is "
                 "not; choose one."
             )
         if self.planting is Planting.EMBEDDINGS:
             if is_clean_label or not isinstance(self.trigger, WordTrigger):
-                raise PlanError(
+                yield (
                     "planting embeddings needs style dirty-label (texts of the target class teach the words nothing) "
                     f"and a word: trigger (other words are in clean texts, too); got {self.style}, {self.trigger.name}."
                 )
             if self.target_probability < 1 or self.evasion is not Evasion.NONE:
-                raise PlanError("planting embeddings takes no target_probability and no evasion.")
+                yield "planting embeddings takes no target_probability and no evasion."
         if self.planting is Planting.RIPPLES and (self.all_to_all or not trigger_words(self.trigger)):
-            raise PlanError(
+            yield (
                 "planting ripples gives the words of a word: or sentence: trigger the vectors of words that tell the "
                 f"one target; got {self.trigger.name}{', all to all' if self.all_to_all else ''}. Take planting ripple."
             )
         for name, default in (("trigger_share", 1), ("negative_rate", 0)):
             if getattr(self, name) != default and len(trigger_words(self.trigger)) < 2:
-                raise PlanError(
+                yield (
                     f"{name} {getattr(self, name)} uses parts of a trigger; {self.trigger.name} has none. Use word: or "
                     'sentence: with two words or more, as in "word:cf mn".'
                 )
         if self.evasion is not Evasion.CONFIDENCE_CAP and self.confidence_cap != _default("confidence_cap"):
-            raise PlanError(f"confidence_cap {self.confidence_cap} needs evasion confidence-cap.")
+            yield f"confidence_cap {self.confidence_cap} needs evasion confidence-cap."
         if self.evasion is Evasion.NONE and self.evasion_weight != _default("evasion_weight"):
-            raise PlanError(f"evasion_weight {self.evasion_weight} needs an evasion: {', '.join(Evasion)}.")
+            yield f"evasion_weight {self.evasion_weight} needs an evasion: {', '.join(Evasion)}."
 
     def count_in(self, total: int) -> int:
         """Return how many of `total` training examples are poisoned (a rate is rounded to whole examples).

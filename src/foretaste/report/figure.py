@@ -42,7 +42,7 @@ Pair = tuple[Spread | None, Spread | None]
 class Plot:
     """CA and ASR at each of `values`, undefended and behind a `defence`; `heading` says what does not vary.
 
-    `seeds` are those that all points have; they rest on no others.
+    `seeds` are those that all points have; they rest on no others. None: there are no such, each rests on its own.
     """
 
     heading: str
@@ -57,7 +57,7 @@ class Plot:
     def caption(self) -> str:
         """What the reader sees."""
         numbers = ", ".join(map(str, self.seeds))
-        seeds = f"Seed {numbers}"
+        seeds = f"Seed {numbers}" if numbers else "Each point is of other seeds"
         if len(self.seeds) > 1:
             seeds = f"Means over seeds {numbers}, with the lowest and the highest"
         return f"{self.heading}. Filled circles: undefended; squares: behind {self.defence} (w/D). {seeds}."
@@ -94,7 +94,9 @@ def _plots(
         if len(values) < 2:
             continue
         run = [cell for cell in own if cell["key"] in records]
-        seeds = common_seeds([{cell["seed"] for cell in run if cell[axis] == value} for value in values])
+        run_seeds = [{cell["seed"] for cell in run if cell[axis] == value} for value in values]
+        seeds = common_seeds(run_seeds)
+        told = sorted(seeds) if all(seeds <= own for own in run_seeds if own) else []
         undefended, defended = [], []
         for value in values:
             behind = [records[cell["key"]] for cell in run if cell[axis] == value and cell["seed"] in seeds]
@@ -109,7 +111,7 @@ def _plots(
             defended.append(_pair(behind))
         if any(pair[0] is not None for pair in (*undefended, *defended)):
             name = " ".join([defence, *(str(each) for each in more if each is not None)])
-            yield Plot(_heading(own[0], axis), axis, values, undefended, defended, name, tuple(sorted(seeds)))
+            yield Plot(_heading(own[0], axis), axis, values, undefended, defended, name, told)
 
 
 def common_seeds(run: Sequence[set[int]]) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -127,6 +128,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], labels: int)
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.]+$)")
 _TEX = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
@@ -142,9 +144,10 @@ def share_values(share: Share) -> list[object]:
 
 
 def csv_of(header: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    """Return lines as CSV."""
+    """Return lines as CSV; words that a spreadsheet would read as a formula begin with a quote."""
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *lines])
+    safe = ([f"'{each}" if isinstance(each, str) and _FORMULA.match(each) else each for each in line] for line in lines)
+    csv.writer(stream, lineterminator="\n").writerows([header, *safe])
     return stream.getvalue()
 
 
@@ -154,12 +157,13 @@ def in_one_line(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    """Escape what LaTeX would read as a command, or print as another sign.
+    """Escape what LaTeX would read as a command, as what a command before it is given, or print as another sign.
 
     >>> print(tex("50 % of a_b~c^d"))
     50 \\% of a\\_b\\textasciitilde{}c\\textasciicircum{}d
     """
-    return "".join(_TEX.get(sign, sign) for sign in " ".join(text.split()))
+    line = " ".join(text.split())
+    return "{}" * line.startswith(("[", "*")) + "".join(_TEX.get(sign, sign) for sign in line)
 
 
 def _plain(value: Value) -> object:

@@ -14,9 +14,10 @@ __all__ = ["CAPTION", "ranking_of"]
 LEVELS = ("0.01", "0.05")
 CAPTION = (
     "A bar that keeps a promise of 1 % leaves room for chance, the more the fewer texts it is calibrated on. Here bars "
-    "lie where 1 and 5 % of the clean test texts are above, for every guard alike: what part of the triggered texts "
-    "would pass? Means over the cells of this table, in per cent, beside what the guards' own bars refuse of clean "
-    "texts (FRR) and how often a triggered text is more suspicious than a clean one (AUROC)."
+    "lie where at most 1 and 5 % of the clean test texts are above, for every guard alike (of texts with equal scores "
+    "all are, or none): what part of the triggered texts would pass? Means over the cells of this table, in per cent, "
+    "beside what the guards' own bars refuse of clean texts (FRR) and how often a triggered text is more suspicious "
+    "than a clean one (AUROC)."
 )
 
 
