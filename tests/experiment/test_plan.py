@@ -448,7 +448,7 @@ dose = 3.0
         (18, "Attack.count"),
         (22, "count must b"),
         (23, "flip_rate mu"),
-        (27, "Give --frr ("),
+        (26, "Give --frr ("),
         (28, "Psim.dose: I"),
     ]
 
