@@ -28,7 +28,8 @@ from foretaste.experiment.evaluation import evaluate
 from foretaste.experiment.forecast import forecast
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.plan import Plan, read_plan
+from foretaste.experiment.methods import Defence
+from foretaste.experiment.plan import Plan, PlanSettings, read_plan
 from foretaste.experiment.readings import Rewritten
 from foretaste.experiment.run import run_plan, write_sheet
 from foretaste.experiment.steps import Poisoned, Tuned
@@ -524,6 +525,17 @@ def test_texts_are_rewritten_under_the_seed_of_their_cell(small_toy: Path, tmp_p
     step.make(lab)
     by_hand = {other: SyntaxTrigger().apply(lab.corpus(test).texts, other) for other in (0, 1)}
     assert list(step.written(lab)) == by_hand[seed] != by_hand[1 - seed]
+
+
+def test_clean_texts_are_rewritten_once_for_all_seeds_unless_a_seed_decides(plan: Plan, tmp_path: Path) -> None:
+    lab = Lab(Store(tmp_path))
+    plan = replace(plan, defences={**plan.defences, "scpd": Defence(rewriter=Scpd())}, settings=PlanSettings())
+    cell = next(cell for cell in plan.cells if (cell.attack, cell.defence) == ("badnet", "onion"))
+    for name, is_shared in (("onion", True), ("scpd", False)):
+        jobs = [job_of(replace(cell, defence=name, seed=seed), plan, lab) for seed in (0, 1)]
+        clean = {job.clean.rewritten.key for job in jobs if job.clean.rewritten is not None}
+        triggered = {job.triggered.rewritten.key for job in jobs if job.triggered and job.triggered.rewritten}
+        assert (len(clean), len(triggered)) == (1 if is_shared else 2, 2)  # a trigger is put in under the seed
 
 
 def test_a_rewriters_tools_that_changed_since_are_refused(small_toy: Path, toy_base: Path, tmp_path: Path) -> None:

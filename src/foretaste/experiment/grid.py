@@ -129,10 +129,12 @@ def _rival(
 def _rewritten(
     defence: Defence | None, common: Mapping[str, Any], read: Mapping[str, Any], lab: Lab
 ) -> Rewritten | None:
-    """The texts that the defence rewrites, if it does: the same for every victim."""
+    """The texts that the defence rewrites, if it does: the same for every victim, and clean ones for every seed."""
     if defence is None or defence.rewriter is None:
         return None
     learns = defence.rewriter.learns
+    if read["trigger"] is None and not defence.rewriter.draws:
+        read = {**read, "seed": 0}
     return Rewritten(
         rewriter=lab.marked(defence.rewriter, read["texts"].data),
         train=common["train"] if learns else None,

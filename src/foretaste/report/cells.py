@@ -16,9 +16,9 @@ from foretaste.record import Record
 from foretaste.report.costs import COSTS
 from foretaste.spec import build, values_of
 
-__all__ = ["RATES", "as_csv", "cell_of", "read_cells", "shown"]
+__all__ = ["as_csv", "cell_of", "read_cells", "shown"]
 
-RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
+_RATES = ("clean_accuracy", "attack_success_rate", "strict_attack_success_rate")
 MOST = 20  # damaged records that are named
 ROUNDING = 1e-9
 FLOORS = ("other_classes", "same_length")
@@ -26,7 +26,7 @@ _COUNTS = ("n_clean", "n_poisoned", "n_cut")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
 _Known = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 _Share = _Known | None
-COLUMNS = ("key", *AXES, *RATES, *_COUNTS, *(f"undefended_{rate}" for rate in RATES), *_OF_GUARD,
+COLUMNS = ("key", *AXES, *_RATES, *_COUNTS, *(f"undefended_{rate}" for rate in _RATES), *_OF_GUARD,
            "guard_threshold", *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
 
@@ -84,7 +84,7 @@ class _Rates(BaseModel):
 
     @model_validator(mode="after")
     def _lie_within(self) -> Self:
-        for name in RATES if self.intervals is not None else ():
+        for name in _RATES if self.intervals is not None else ():
             rate, kept = getattr(self, name), getattr(self.intervals, name)
             if rate is not None and (kept is None or not kept.low - ROUNDING <= rate <= kept.high + ROUNDING):
                 raise ValueError(f"{name} does not lie in its interval")
@@ -140,10 +140,10 @@ def shown(record: Record) -> dict[str, Any]:
     """Return the rates as a user of the victim meets them: behind the guard if there is one, which adds its own."""
     outcome: dict[str, Any] = record.outcome
     guarded: Mapping[str, Any] = outcome.get("guarded") or {}
-    found = {name: outcome.get(name) for name in (*RATES, *_COUNTS)}
+    found = {name: outcome.get(name) for name in (*_RATES, *_COUNTS)}
     if guarded:
-        found |= {f"undefended_{name}": outcome.get(name) for name in RATES}
-        found |= {name: guarded.get(name) for name in (*RATES, *_OF_GUARD)}
+        found |= {f"undefended_{name}": outcome.get(name) for name in _RATES}
+        found |= {name: guarded.get(name) for name in (*_RATES, *_OF_GUARD)}
         found["guard_threshold"] = guarded.get("threshold")  # "threshold" is the axis
     return found
 

@@ -29,6 +29,8 @@ class Rewriting(ABC):
     name: ClassVar[str]
     learns: ClassVar[bool] = False
     """True if clean texts of the task decide what it does."""
+    draws: ClassVar[bool] = False
+    """True if a seed decides what it does."""
     places: ClassVar[tuple[str, ...]] = ()
     """Fields that say where its tools lie."""
 

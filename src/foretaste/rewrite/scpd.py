@@ -30,6 +30,7 @@ class Scpd(Rewriting):
     """
 
     name: ClassVar[str] = "scpd"
+    draws: ClassVar[bool] = True
     places: ClassVar[tuple[str, ...]] = ("model",)
 
     model: str = RULES
