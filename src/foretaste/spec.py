@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields as fields_of
 from itertools import islice
 from typing import Any, TypeVar, cast, dataclass_transform
@@ -12,9 +13,9 @@ from typing import Any, TypeVar, cast, dataclass_transform
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from foretaste.errors import PlanError
+from foretaste.errors import ForetasteError, PlanError
 
-__all__ = ["Registry", "all_of", "build", "nearest", "spec", "values_of"]
+__all__ = ["Registry", "all_of", "build", "nearest", "noted", "spec", "values_of"]
 
 T = TypeVar("T")
 MOST = 20  # unknown fields that are named: a stranger's file may have any number
@@ -67,13 +68,20 @@ def all_of(*makers: Callable[[], Any]) -> list[Any]:
     """
     made, problems = list[Any](), list[str]()
     for make in makers:
-        try:
+        with noted(problems, PlanError):
             made.append(make())
-        except PlanError as error:
-            problems += error.args
     if problems:
         raise PlanError(*problems)
     return made
+
+
+@contextmanager
+def noted(problems: list[str], kind: type[ForetasteError] = ForetasteError) -> Iterator[None]:
+    """Add what is wrong in here to `problems`, and go on after it."""
+    try:
+        yield
+    except kind as error:
+        problems += map(str, error.args)
 
 
 def values_of(spec: Any) -> dict[str, Any]:

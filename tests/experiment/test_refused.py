@@ -65,6 +65,17 @@ def test_too_few_texts_to_calibrate_with_are_said_before_anything_runs(path: Pat
         forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
 
 
+def test_all_that_is_too_few_is_said_at_once(path: Path) -> None:
+    _changed(path, "count = 60", "count = 300")
+    plan = read_plan(_changed(path, "[defence.psim]\nfrr = 0.05", "[defence.psim]\nfrr = 0.001"))
+    attacked = [cell for cell in plan.cells if (cell.attack, cell.defence) == ("badnet", "psim")]
+    with pytest.raises(PlanError) as told:
+        forecast(plan, Lab(Store(path.parent / "lab")), attacked)
+    poison, calibrate = told.value.args
+    assert "2 of 2 cells: 300 examples to poison" in poison
+    assert "calibration texts are too few" in calibrate
+
+
 def test_weights_that_are_not_here_leave_their_cells_empty(path: Path) -> None:
     plan = read_plan(_changed(path, 'model = "tiny"', 'model = "llama-7b"'))
     lab = Lab(Store(path.parent / "lab"))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, sum_of
-from foretaste.errors import DataError
+from foretaste.errors import DataError, PlanError
 from foretaste.evaluate.floor import same_length_rate
 from foretaste.evaluate.metrics import clean_accuracy, false_rejection_rate
 from foretaste.evaluate.outcome import measure
@@ -27,6 +27,7 @@ from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
 from foretaste.guard.rival import Rival
 from foretaste.poison.trigger import FinishedTrigger
 from foretaste.record import Record
+from foretaste.spec import noted
 from foretaste.tune.poison import POISONING
 from foretaste.victim.strategy import Full
 
@@ -39,9 +40,10 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     """Say what a cell needs; its data are read, nothing is made.
 
     Raises:
-        PlanError, DataError, GuardError: data that are not there, or too few of them to poison or to calibrate with;
-            finished texts that are not those of the test split.
+        PlanError, DataError: data that are not there, or too few of them to poison, to learn from or to calibrate with,
+            all of it; finished texts that are not those of the test split.
     """
+    problems = list[str]()
     settings, seed, length = plan.settings, cell.seed, plan.settings.max_length
     train = lab.texts(cell.data, "train", settings.limit, seed)
     validation, test = lab.texts(cell.data, "validation"), lab.texts(cell.data, "test")
@@ -63,7 +65,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     else:
         measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
         attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
-        lab.refuse_too_few(learnt, attack, seed)
+        with noted(problems):
+            lab.refuse_too_few(learnt, attack, seed)
         base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
     if instruction is not None:
@@ -88,13 +91,17 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     if defence is not None and defence.psim is not None:
         psim = defence.psim.with_axes(cell)
         if psim.threshold is None:
-            allowed_above(len(lab.corpus(validation)), psim.frr, psim.confidence)
+            with noted(problems):
+                allowed_above(len(lab.corpus(validation)), psim.frr, psim.confidence)
         guard = Taster(base=base, psim=psim.training, **common)
         threshold = None if psim == guard.psim else psim.threshold
     rival = None
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
-        rival = _rival(defence.rival, plan, lab, length, asked)
+        with noted(problems):
+            rival = _rival(defence.rival, plan, lab, length, asked)
+    if problems:
+        raise PlanError(*problems)
     triggered = None
     if with_trigger is not None:
         triggered = Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger)

@@ -85,7 +85,7 @@ def jobs_of(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> list[Job]:
         try:
             jobs.append(job_of(cell, plan, lab))
         except ForetasteError as error:
-            wrong[str(error)] += 1
+            wrong.update(map(str, error.args))
     if wrong:
         raise PlanError(*(f"{count} of {len(cells)} cells: {reason}" for reason, count in wrong.items()))
     return jobs
