@@ -3,7 +3,7 @@
 In every layer a text is a vector; its distance to the nearest class (Mahalanobis, one shrunken covariance for all) is
 held against the distances of clean texts put aside, and the layers are averaged. The authors' script knows the first
 token, the mean and the maximum of all, and takes the mean where nothing is asked for. Here it is the token that the
-head reads: a word's trace is lost in the mean (docs/laboratory.md).
+head reads: a word's trace is lost in the mean (docs/findings.md).
 """
 
 from __future__ import annotations
