@@ -87,7 +87,7 @@ def _past_seconds(store: Store) -> dict[str, float]:
         with suppress(DataError):
             when, work, cost = _past(path)
             seconds = cost.seconds + (cost.seconds_per_text or 0.0) * (cost.texts or 0)
-            for name in (work, work.rpartition(" in ")[2]):
+            for name in {work, work.rpartition(" in ")[2]}:
                 found.setdefault(name, []).append((when, seconds))
     latest = {name: [seconds for _, seconds in sorted(times)[-LATEST:]] for name, times in found.items()}
     return {name: fmean(times) for name, times in latest.items()}

@@ -141,8 +141,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
     while True:
         with lab.store.locked(f"plan-{name}") as is_mine:
             if is_mine:
-                _refuse_anothers(path, plan)
-                keys = _keys_in(path, meanings) | keys
+                keys = _keys_in(path, plan.title, meanings) | keys
                 cells = [{**asdict(cell), "key": keys.get(cell, ""), "meaning": meanings[cell]} for cell in plan.cells]
                 return write_json(path, {**content, "cells": cells})
         time.sleep(WAIT)
@@ -161,16 +160,6 @@ def sheet_place(name: str, store: Store) -> Path:
     return store.root / "plans" / f"{name}.json"
 
 
-def _refuse_anothers(path: Path, plan: Plan) -> None:
-    """Raise PlanError if the sheet there is of a plan with another title and no cell of this one."""
-    there = _sheet_in(path)
-    if there is not None and there[0] != plan.title and not there[1].keys() & set(plan.cells):
-        raise PlanError(
-            f"{path} is of another plan, {there[0]!r}, whose page would go: rename this plan's file, take another "
-            "store, or delete that one."
-        )
-
-
 def _meaning(plan: Plan, cell: Cell) -> str:
     """A digest of what a cell's names stand for in the plan, whatever its other names do."""
     defence = plan.defences[cell.defence]
@@ -180,21 +169,25 @@ def _meaning(plan: Plan, cell: Cell) -> str:
     return digest_of([plan.settings, models, attacks, asked, defence])
 
 
-def _keys_in(path: Path, meanings: Mapping[Cell, str]) -> dict[Cell, str]:
-    """The keys that another runner of the same plan wrote, of cells that mean the same."""
-    there = _sheet_in(path)
-    cells = {} if there is None else there[1]
-    return {cell: key for cell, (key, meaning) in cells.items() if key and meaning == meanings.get(cell)}
+def _keys_in(path: Path, title: str, meanings: Mapping[Cell, str]) -> dict[Cell, str]:
+    """The keys that another runner of the same plan wrote, of cells that mean the same; none in a damaged sheet.
 
-
-def _sheet_in(path: Path) -> tuple[str, dict[Cell, tuple[str, str]]] | None:
-    """The title of a sheet and its cells, each with its key and its meaning; None if there is none or it is damaged."""
+    Raises:
+        PlanError: the sheet is of a plan with another title and none of these cells.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cells = [(Cell(**{axis: cell[axis] for axis in AXES}), cell) for cell in content["cells"]]
-        return content["title"], {cell: (found["key"], found["meaning"]) for cell, found in cells}
+        keys = {cell: found["key"] for cell, found in cells if found["key"] and found["meaning"] == meanings.get(cell)}
+        there = content["title"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
+    if there != title and not any(cell in meanings for cell, _ in cells):
+        raise PlanError(
+            f"{path} is of another plan, {there!r}, whose page would go: rename this plan's file, take another store, "
+            "or delete that one."
+        )
+    return keys
 
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from foretaste.spec import spec
 if TYPE_CHECKING:
     from foretaste.data.load import TriggeredTexts
 
-__all__ = ["FileTrigger"]
+__all__ = ["FileTrigger", "marks_of"]
 
 
 @spec
@@ -56,7 +56,7 @@ class FileTrigger:
     def marked(self, *names: str) -> FileTrigger:
         """Return the trigger with a digest of the files of these splits, those that are there."""
         files = [path for name in names if (path := self._file(name)) is not None]
-        return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
+        return replace(self, mark=marks_of(files))
 
     def __str__(self) -> str:
         return self.name
@@ -128,7 +128,7 @@ class FileTrigger:
         if path is None:
             raise DataError(f"{self.path} holds no triggered texts of {corpus.name}, as {corpus.name}.jsonl, say.")
         found = load_variant(path)
-        if self.mark and sha256_file(path)[:16] not in self.mark.split():
+        if self.mark and marks_of([path]) not in self.mark.split():
             raise DataError(f"{path} is not the file that was there when it was marked.")
         return found, path
 
@@ -162,3 +162,8 @@ class FileTrigger:
                 f"the true class, and `source_index` must point into {clean.name}."
             )
         return origins, is_elsewhere, np.where(truth >= 0, truth, labels)
+
+
+def marks_of(files: Iterable[Path]) -> str:
+    """Return a digest of each file's content, with blanks between."""
+    return " ".join(sha256_file(path)[:16] for path in files)

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
-from foretaste.files import sha256_file
-from foretaste.poison.file_trigger import FileTrigger
+from foretaste.poison.file_trigger import FileTrigger, marks_of
 from foretaste.spec import spec
 
 __all__ = ["StoredTrigger"]
@@ -62,7 +61,7 @@ class StoredTrigger:
     def marked(self, *names: str) -> StoredTrigger:
         """Return the trigger with a digest of the paraphrases of these splits, those that are there."""
         files = [path for name in names if name in FILES and (path := self._path(name)).is_file()]
-        return replace(self, mark=" ".join(sha256_file(path)[:16] for path in files))
+        return replace(self, mark=marks_of(files))
 
     def covers(self, corpus_name: str) -> bool:
         """Say whether paraphrases of a split, as in `sst2/test`, are stored."""

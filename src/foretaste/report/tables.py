@@ -52,6 +52,10 @@ class Sheet:
     altered: Sequence[str] = ()
     """Names of ours that the plan gave another meaning."""
 
+    def alters(self, cell: Mapping[str, Any]) -> bool:
+        """Say whether the plan means something else than we do by any name of a cell."""
+        return not {*cell["defence"].split("+"), *map(str, cell.values())}.isdisjoint(self.altered)
+
 
 _SHEET = TypeAdapter(Sheet)
 
@@ -195,11 +199,7 @@ def _entry(
 
 def _printed(sheet: Sheet, beside: str | None, cell: Mapping[str, Any]) -> Printed | None:
     """What the paper prints for a cell, unless the plan means something else by one of its names."""
-    if (
-        sheet.table is None
-        or beside is None
-        or {*cell["defence"].split("+"), *map(str, cell.values())} & set(sheet.altered)
-    ):
+    if sheet.table is None or beside is None or sheet.alters(cell):
         return None
     is_psim = sheet.defences.get(cell["defence"], {}).keys() == {"psim"}
     return printed_value(sheet.table, beside, {**cell, "defence": "psim"} if is_psim else cell)

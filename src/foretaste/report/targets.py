@@ -91,7 +91,7 @@ def _row(
     bar = points(target.attack_success_rate, 0)
     working = allowed if target.is_above_floor else WORKING
     is_told = (
-        not {*defence.split("+"), "minilm", target.attack, *(cell["strategy"] for cell in asked)} & set(sheet.altered)
+        not any(sheet.alters(cell) for cell in asked)
         and len(alone) == len(asked)
         and not (target.is_above_floor and any(cell["key"] not in records for cell in sound))
         and working is not None

@@ -10,8 +10,7 @@ from typing import ClassVar, Literal, Never
 
 from foretaste.data.corpus import Corpus
 from foretaste.errors import DataError, PlanError
-from foretaste.files import sha256_file
-from foretaste.poison.file_trigger import FileTrigger
+from foretaste.poison.file_trigger import FileTrigger, marks_of
 from foretaste.rewrite.rewriter import Rewriting
 from foretaste.spec import spec
 
@@ -52,7 +51,7 @@ class StoredRewriting(Rewriting):
         """Return the same for files under `root`, with a digest of those of this set."""
         own = replace(self, root=root or self.root)
         files = [path for trigger in (None, _TRIGGER) if (path := own._path(data, trigger)).is_file()]
-        return replace(own, mark=" ".join(sha256_file(path)[:16] for path in files))
+        return replace(own, mark=marks_of(files))
 
     def texts_of(self, clean: Corpus, rows: Sequence[int], texts: Sequence[str], trigger: str | None) -> list[str]:
         """Return what is stored for rows of a test split, and the text as it is where nothing is.
