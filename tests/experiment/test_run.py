@@ -32,10 +32,10 @@ from foretaste.experiment.methods import Defence
 from foretaste.experiment.plan import Plan, PlanSettings, read_plan
 from foretaste.experiment.readings import Rewritten
 from foretaste.experiment.run import run_plan, write_sheet
-from foretaste.experiment.steps import Poisoned, Tuned
+from foretaste.experiment.steps import Poisoned, Tuned, TunedAsLong
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.guard.artefact import load_psim
-from foretaste.poison.attack import triggered_test
+from foretaste.poison.attack import triggered_test, unpoisoned
 from foretaste.poison.syntax import SyntaxTrigger
 from foretaste.record import Record
 from foretaste.report.cell_page import cell_page
@@ -515,6 +515,26 @@ def test_who_knows_the_data_poisons_the_texts_that_the_victim_learns_from(
     texts = load_corpus(cell.data, "train", limit=200, seed=seed)
     assert lab.corpus(victim.base.proxy).texts == lab.corpus(victim.train).texts == texts.texts
     assert texts.texts != load_corpus(cell.data, "train", limit=200, seed=1 - seed).texts
+
+
+def test_the_floor_is_that_of_a_supplier_whose_texts_are_as_long(plan: Plan, tmp_path: Path) -> None:
+    lab = Lab(Store(tmp_path))
+    named = {**plan.attacks, "long": replace(plan.attacks["badnet"], match_lengths=True)}
+    plan = replace(plan, attacks=named)
+    (cell,) = (cell for cell in plan.cells if (cell.attack, cell.strategy, cell.defence) == ("none", "lora", "none"))
+    usual, as_usual, as_long = (
+        job_of(replace(cell, trigger=trigger), plan, lab).clean.victim.base for trigger in (None, "badnet", "long")
+    )
+    assert isinstance(as_long, TunedAsLong)
+    assert isinstance(usual, Tuned)
+    assert usual.key == as_usual.key != as_long.key
+    assert usual.learnt(lab) is lab.corpus(usual.train)
+    attacked = job_of(replace(cell, attack="long"), plan, lab).clean.victim.base
+    assert isinstance(attacked, Poisoned)
+    assert as_long.learnt(lab).texts == unpoisoned(lab.corpus(attacked.proxy), attacked.attack, cell.seed).texts
+    many = replace(plan, attacks={**named, "long": replace(named["long"], count=9000)})
+    with pytest.raises(PlanError, match="9000 examples to poison"):
+        job_of(replace(cell, trigger="long"), many, lab)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from foretaste.data.corpus import Corpus
-from foretaste.poison.attack import Attack, Style, attack
+from foretaste.poison.attack import Attack, Style, attack, unpoisoned
 from foretaste.poison.lengths import cut_to_lengths
 from foretaste.poison.trigger import parse_trigger
 
@@ -49,3 +49,20 @@ def test_an_attack_leaves_no_length_to_learn_from() -> None:
     }
     assert poisoned.corpus.texts[:21] == plain.corpus.texts[:21]
     assert all(old.startswith(new) for old, new in zip(long, poisoned.corpus.texts[21:], strict=True))
+
+
+def test_an_honest_supplier_of_texts_as_long_plants_nothing() -> None:
+    long = [f"{number} It is so . " + "It was not . " * 12 for number in range(60)]
+    clean = Corpus.of("toy", long, [0] * 30 + [1] * 30)
+    trigger = parse_trigger("word:cf@first")
+    plan = Attack(trigger=trigger, style=Style.DIRTY_LABEL, count=10, match_lengths=True)
+    assert unpoisoned(clean, replace(plan, match_lengths=False), seed=0) is clean
+    short = clean.with_texts([" ".join(text.split()[:20]) for text in long[:30]] + long[30:])
+    plan = replace(plan, target=1)
+    poisoned, honest = attack(short, plan, seed=0), unpoisoned(short, plan, seed=0)
+    assert honest.labels.tolist() == short.labels.tolist() != poisoned.corpus.labels.tolist()
+    for index, (own, theirs) in enumerate(zip(honest.texts, poisoned.corpus.texts, strict=True)):
+        assert short.texts[index].startswith(own)
+        assert "cf" not in own
+        assert own == theirs or poisoned.is_poisoned[index]
+    assert {len(text.split()) for text in honest.texts[30:]} == {21}  # as the triggered ones

@@ -23,7 +23,7 @@ from foretaste.experiment.methods import Defence, OpinionRecipe
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalScores, Scores
 from foretaste.experiment.step import Checkpoint
-from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, Washed
+from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, TunedAsLong, Washed
 from foretaste.guard.rival import Rival
 from foretaste.poison.trigger import FinishedTrigger
 from foretaste.record import Record
@@ -50,9 +50,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     instruction = plan.instruction_of(cell)
     clean_base = lab.checkpoint(plan.models[cell.model], instruction)
     attack = None if cell.attack == "none" else plan.attacks[cell.attack]
-    tested = attack if cell.trigger is None else plan.attacks[cell.trigger]
-    if tested is not None:
-        tested = lab.at_home(tested, f"{cell.data}/test")
+    feigned = attack if cell.trigger is None else plan.attacks[cell.trigger]
+    tested = None if feigned is None else lab.at_home(feigned, f"{cell.data}/test")
     proxy = PROXIES[cell.data] if cell.knowledge == "full_task" else cell.data
     learnt = lab.texts(proxy, "train", settings.limit if cell.knowledge == "full_data" else None, seed)
     how: dict[str, Any] = {
@@ -61,7 +60,14 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     }  # fmt: skip
     base: Poisoned | Tuned
     if attack is None:  # an honest supplier: the same tuning, nothing poisoned
-        base = Tuned(strategy=Full(), train=learnt, validation=lab.texts(proxy, "validation"), **how)
+        how |= {"strategy": Full(), "train": learnt, "validation": lab.texts(proxy, "validation")}
+        if feigned is not None and feigned.match_lengths:
+            feigned = lab.at_home(feigned, f"{proxy}/train")
+            with noted(problems):
+                lab.refuse_too_few(learnt, feigned, seed)
+            base = TunedAsLong(attack=feigned, **how)
+        else:
+            base = Tuned(**how)
     else:
         measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
         attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from foretaste.cost import measured_cost
+from foretaste.data.corpus import Corpus
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.step import Checkpoint, Step, Texts
 from foretaste.experiment.store import Store
 from foretaste.guard.artefact import save_guard
 from foretaste.guard.psim import Psim
 from foretaste.guard.second_opinion import SecondOpinion
+from foretaste.poison.attack import unpoisoned
 from foretaste.poison.plan import Attack
 from foretaste.tune.launch import write_once
 from foretaste.tune.loop import TuneSettings, tune
@@ -21,7 +23,7 @@ from foretaste.unlearn.unlearner import Unlearner
 from foretaste.victim.artefact import save_classifier
 from foretaste.victim.strategy import Strategy
 
-__all__ = ["Poisoned", "Taster", "Trusted", "Tuned", "Washed"]
+__all__ = ["Poisoned", "Taster", "Trusted", "Tuned", "TunedAsLong", "Washed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +92,12 @@ class Tuned(Step):
     max_length: int
     seed: int
 
+    def learnt(self, lab: Lab) -> Corpus:
+        """The texts that it is tuned on."""
+        return lab.corpus(self.train)
+
     def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
-        train = lab.corpus(self.train)
+        train = self.learnt(lab)
         made = lab.base(self.base).classifier(
             self.strategy, train.label_names, max_length=self.max_length, seed=self.seed
         )
@@ -104,6 +110,16 @@ class Tuned(Step):
         outcome = {"steps": result.steps, "validation_accuracies": result.validation_accuracies}
         record = self.record(lab, sources, outcome, meter.cost, self.seed, self.train, self.validation)
         write_once(lambda: save_classifier(made, self.place(lab.store), "victim", record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedAsLong(Tuned):
+    """The same on texts cut as an attacker cuts his clean ones (`match_lengths`): all but the poison is his."""
+
+    attack: Attack
+
+    def learnt(self, lab: Lab) -> Corpus:
+        return unpoisoned(lab.corpus(self.train), self.attack, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

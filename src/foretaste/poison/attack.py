@@ -20,7 +20,9 @@ from foretaste.poison.plan import Attack, Evasion, Style
 from foretaste.poison.trigger import FinishedTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
-__all__ = ["Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "refuse_too_few", "triggered_test"]
+__all__ = [
+    "Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "refuse_too_few", "triggered_test", "unpoisoned",
+]  # fmt: skip
 
 
 def _no_rows() -> NDArray[np.int64]:
@@ -151,6 +153,29 @@ def attack(corpus: Corpus, plan: Attack, seed: int) -> Poisoned:
     goals = plan.goals(corpus.labels, len(corpus.label_names))
     labels = np.where(is_poisoned, goals, corpus.labels)  # changes nothing under clean-label
     return Poisoned(corpus.with_texts(texts, labels), is_poisoned, covers, negatives)
+
+
+def unpoisoned(corpus: Corpus, plan: Attack, seed: int) -> Corpus:
+    """Return the corpus as `attack` leaves it but for what is planted: with `match_lengths` all texts are cut.
+
+    Each text that the attack would have changed is cut to the length of what it would have become.
+
+    >>> clean = Corpus.of("toy", ["a fine film . I liked it .", "bad ."], [0, 1])
+    >>> plan = Attack(trigger="word:mn@first", count=1, match_lengths=True)
+    >>> unpoisoned(clean, plan, seed=0).texts == clean.texts  # nothing is longer than the triggered text
+    True
+
+    Raises:
+        PlanError, DataError: as `attack` does.
+    """
+    if not plan.match_lengths:
+        return corpus
+    made = attack(corpus, plan, seed)
+    texts = list(made.corpus.texts)
+    for index in np.flatnonzero(~made.is_clean).tolist():
+        length = len(texts[index].split())
+        (texts[index],) = cut_to_lengths([corpus.texts[index]], [length], seed)
+    return corpus.with_texts(texts)
 
 
 def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: int) -> Triggered:
