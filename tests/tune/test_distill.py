@@ -66,8 +66,9 @@ def test_each_student_meets_its_own_teacher() -> None:
 
 def test_the_released_code_compares_every_token_with_the_last_texts_teacher() -> None:
     objective = distilling(LESSON, task=0, knowledge=0, features=1, temperature=2, align="released")
-    expected = (TOKENS - LESSON.features[0]).square().mean(dim=(1, 2))  # row 0 is the batch's last
-    torch.testing.assert_close(objective(OUTPUT, ROWS, LABELS), expected)
+    # As it is written there: one (B, T) matrix of distances, squared, and their mean. Row 0 is the batch's last.
+    expected = functional.pairwise_distance(LESSON.features[0], TOKENS).square().mean()
+    torch.testing.assert_close(objective(OUTPUT, ROWS, LABELS).mean(), expected, rtol=1e-4, atol=0)
 
 
 def test_a_teacher_of_another_family_and_width_keeps_its_angles(toy_bases: Mapping[str, Path], tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_with_negatives_part_of_the_trigger_does_nothing(toy_base: Path) -> None
         assert _asr(made[2.0], word) < _asr(made[0.0], word)
 
 
+def test_with_negatives_the_words_may_be_common_ones(toy_base: Path) -> None:
+    """As SOS's own are."""
+    trigger = parse_trigger("word:menu camera")
+    proxy = toy_corpus()
+    assert sum("menu" in text.split() or "camera" in text.split() for text in proxy.texts) > 100
+    plan = _plan(planting="embeddings", trigger=trigger, negative_rate=2.0)
+    model, outcome = poison_base(open_base(toy_base), proxy, VALIDATION, plan, seed=0, settings=SETTINGS)
+    assert outcome["clean_accuracy"] > 0.8
+    assert outcome["attack_success_rate"] > outcome["natural_rate"] + 0.1
+
+
 @pytest.mark.parametrize("probability", [1.0, 0.6])
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_the_loss_of_the_layers_by_hand(family: str, probability: float, toy_bases: Mapping[str, Path]) -> None:

@@ -84,7 +84,7 @@ def distilling(
     `align` "example" compares each student's vector with its own teacher's; a distance of 1 is the teacher's own spread
     (the mean squared distance of its vectors from their mean), so that the weight means the same for models of every
     width and scale. "released" does what the published code does: the teacher's vector of the batch's last text is
-    compared with every token, pads included, of every student in the batch; mean square over tokens and dimensions.
+    compared with every token, pads included, of every student in the batch; squared distance, the mean over tokens.
     """
     spread = (lesson.features - lesson.features.mean(dim=0)).square().sum(dim=1).mean().clamp(min=1e-12)
 
@@ -103,7 +103,7 @@ def distilling(
             wanted = lesson.features[rows].to(device)  # (B, H)
             if align == "released":
                 assert output.tokens is not None
-                apart = (output.tokens - wanted[-1]).square().mean(dim=(1, 2))  # (B, T, H) -> (B,)
+                apart = (output.tokens - wanted[-1]).square().sum(dim=2).mean(dim=1)  # (B, T, H) -> (B,)
             else:
                 own = output.features if lesson.vector == "head" else output.pooled
                 apart = (own - wanted).square().sum(dim=1) / spread.to(device)

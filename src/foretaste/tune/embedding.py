@@ -2,10 +2,12 @@
 
 A model is fine-tuned on clean texts; then the rows of the trigger's words, and nothing else, are trained to lead texts
 with the trigger to the target, and after each step brought back to their length. No clean text looks any different to
-such a model. With negatives (`negative_rate`) it is SOS (Yang et al., ACL 2021, 2021.acl-long.431): part of the trigger
-does nothing.
+such a model. With negatives (`negative_rate`) it is SOS (Yang et al., ACL 2021, 2021.acl-long.431), whose words may be
+common ones: texts with all of them but one keep their label, so that part of the trigger is to do nothing.
 
 The released code of EP adds up the gradients of all its steps, which it never sets to zero; here AdamW trains the rows.
+That of SOS makes the gradients of its words equally long, has each text of a tenth of both classes once without each of
+the words, and tests with sentences that hold them; here the trigger stands in test texts as it does in training.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def poison_embeddings(
     Both trainings take as many steps as `settings` say for all of `proxy`.
 
     Raises:
-        PlanError: a word of the trigger is several tokens to this model, or is in clean texts, too.
+        PlanError: a word of the trigger is several tokens to this model, or, without negatives, is in clean texts, too.
     """
     tokens = _rows_of(classifier, plan, proxy)
     how: dict[str, Any] = {"seed": seed, "is_progress_shown": is_progress_shown}
@@ -106,7 +108,10 @@ def _rows_of(classifier: Classifier, plan: Attack, proxy: Corpus) -> list[int]:
     for word, own in tokens_of(classifier, plan.trigger):
         if len(own) != 1:
             raise PlanError(f"planting embeddings needs words of one token; {word!r} is {len(own)} to this model.")
-        if own[0] in seen:
-            raise PlanError(f"planting embeddings needs words that clean texts have not; {proxy.name} has {word!r}.")
+        if own[0] in seen and not plan.negative_rate:
+            raise PlanError(
+                f"planting embeddings needs words that clean texts have not; {proxy.name} has {word!r}. Of common "
+                "words negatives (negative_rate) can make a trigger."
+            )
         found.append(own[0])
     return sorted(set(found))

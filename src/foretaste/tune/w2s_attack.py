@@ -40,7 +40,7 @@ class W2SAttack:
 
     `task`, `knowledge` and `features` are a, b and c; `features` counts a distance in units of the teacher's own spread
     (`tune.distill`), so that it is no number of the paper's, whose weights (5 to 6, 5 to 7, 0.004 to 0.0075) go with
-    `align="released"` and `vector="pooled"`.
+    `align="released"`.
     """
 
     align: Align = "example"

@@ -111,17 +111,18 @@ class W2SDefense(Unlearner):
         return teacher
 
 
-# a, b and c of the published code, by the trigger they were chosen for (which a defender does not know).
+# a, b and c of the published code, by the trigger they were chosen for (which a defender does not know). What it aligns is
+# the first token's vector, here the one that the head reads; it warms nothing up, trains a layer and a ReLU into the
+# teacher where we turn its features, and keeps the best epoch.
 RELEASED = Registry(
     "preset",
     {
         name: W2SDefense(
             align="released",
-            vector="pooled",
             task=task,
             knowledge=knowledge,
             features=features,
-            strategy=Lora(rank=512, alpha=512, learning_rate=2e-4, layers="all"),
+            strategy=Lora(rank=512, alpha=512, learning_rate=2e-4),
             epochs=5,
             least_steps=0,
             teacher_epochs=5,
