@@ -22,7 +22,8 @@ class Cost:
     `peak_memory_bytes` is the largest resident size of the process meanwhile, on the host; `peak_gpu_memory_bytes` the
     most that its tensors held at once on its GPUs, None where it uses none.
     The cost of a plan's cell is that of its defence: `seconds` to make it ready, `seconds_per_text` and
-    `forwards_per_text` (texts that models read) that it adds to each text a user sends, `stored_bytes` that it keeps.
+    `forwards_per_text` (texts that models read) that it takes by itself for each text a user sends, `stored_bytes` that
+    it keeps beside the victim and the weights that it was tuned from.
     """
 
     seconds: float

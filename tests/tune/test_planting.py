@@ -88,7 +88,7 @@ def test_with_negatives_the_words_may_be_common_ones(toy_base: Path) -> None:
     proxy = toy_corpus()
     assert sum("menu" in text.split() or "camera" in text.split() for text in proxy.texts) > 100
     plan = _plan(planting="embeddings", trigger=trigger, negative_rate=2.0)
-    model, outcome = poison_base(open_base(toy_base), proxy, VALIDATION, plan, seed=0, settings=SETTINGS)
+    outcome = poison_base(open_base(toy_base), proxy, VALIDATION, plan, seed=0, settings=SETTINGS)[1]
     assert outcome["clean_accuracy"] > 0.8
     assert outcome["attack_success_rate"] > outcome["natural_rate"] + 0.1
 

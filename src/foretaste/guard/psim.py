@@ -2,7 +2,7 @@
 
 One more adapter is trained on the suspect weights with labels drawn at random. Clean texts leave it undecided; the
 trigger, which the weights remember, leaves it certain. Score = highest class probability, not rounded (the released
-code rounds to three decimals and loses scores of exactly 0.700).
+code rounds to three decimals, and refuses a score of exactly 0.700 to clean texts alone).
 
 Where we differ from the paper, and why (docs/psim.md has the figures): the classification head stays as it is, because
 a head that learns forgets the trigger first; training stops at a dose, read off held-out clean texts (`guard.dose`),

@@ -6,8 +6,9 @@ is how little its probability falls.
 
 The paper protects the one class that the attacker wants. Nobody tells a defender which that is, and OpenBackdoor reads
 it off the ground truth of poisoned texts; here each class has an embedding of its own, and a text is asked with that of
-the class it was given. The released code adds up the gradients of all steps on purpose; here Adam does what that was
-for. The victim's own embeddings stay as they are.
+the class it was given. One bar serves the falls of all classes, where the authors' comes from clean texts of the one
+class: a class whose embedding lowers little takes more of the promised rejections. The released code adds up the
+gradients of all steps on purpose; here Adam does what that was for. The victim's own embeddings stay as they are.
 """
 
 from __future__ import annotations

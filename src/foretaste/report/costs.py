@@ -13,9 +13,11 @@ __all__ = ["COSTS", "costs_of"]
 
 CAPTION = (
     "What a defence takes, the mean over the cells of this table: making it ready (training, calibrating, washing, "
-    "fitting), then what it adds to the victim per text; what is kept beside the victim; the largest resident size of "
-    "the process that made it, and the most that its tensors held on GPUs, where it used any. What no cell says has no "
-    "column."
+    "fitting), then what it takes per text beside the victim's own answer, each guard by itself (RAP's first pass and "
+    "the one of DAN and BadActs are the victim's own once more, which a server could spare); what is kept beside the "
+    "victim and the weights that it was tuned from (which PSIM reads, too: behind full fine-tuning or a washed base "
+    "the suspect's own are kept besides); the largest resident size of the process that made it, and the most that its "
+    "tensors held on GPUs, where it used any. What no cell says has no column."
 )
 # A field of a cell's cost, its column, and how many of the column's units one of the field's is.
 COSTS = {

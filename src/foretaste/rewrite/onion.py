@@ -41,7 +41,7 @@ class Onion(Rewriting):
 
     `model` is a causal language model (a directory or a hub id; the paper takes GPT-2), or "ngram": one of `order`
     words, learnt from the clean training texts. The bar is set on clean validation texts so that they lose `loss` of
-    their words; the paper and both released codes try bars on the test texts. `bar` fixes it instead.
+    their words; the authors' script and PSIM's try bars on the test texts. `bar` fixes it instead.
 
     Where released code errs: OpenBackdoor averages over pad tokens, so that a text's score depends on its neighbours,
     and the PSIM code never keeps the last word. Here pads are masked and every word is judged; the last word that is

@@ -111,9 +111,9 @@ class W2SDefense(Unlearner):
         return teacher
 
 
-# a, b and c of the published code, by the trigger they were chosen for (which a defender does not know). What it aligns is
-# the first token's vector, here the one that the head reads; it warms nothing up, trains a layer and a ReLU into the
-# teacher where we turn its features, and keeps the best epoch.
+# a, b and c of the published code, by the trigger they were chosen for (which a defender does not know). What it
+# aligns is the first token's vector, here the one that the head reads; it warms nothing up, trains a layer and a ReLU
+# into the teacher where we turn its features, and keeps the best epoch.
 RELEASED = Registry(
     "preset",
     {
