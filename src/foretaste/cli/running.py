@@ -107,8 +107,10 @@ def chosen(plan: Plan, only: Sequence[str]) -> tuple[Cell, ...]:
     wanted: dict[str, set[str]] = {}
     for condition in only:
         axis, is_given, value = condition.partition("=")
-        if axis not in AXES or not is_given:
-            raise PlanError(f"--only takes axis=value; {condition!r} is none.{nearest(axis, AXES)}")
+        if not is_given:
+            raise PlanError(f"--only takes axis=value, such as strategy=lora; {condition!r} is none.")
+        if axis not in AXES:
+            raise PlanError(f"--only knows no axis {axis!r}.{nearest(axis, AXES)}")
         wanted.setdefault(axis, set()).add(value)
     for axis, values in wanted.items():
         there = {str(getattr(cell, axis)) for cell in plan.cells}
