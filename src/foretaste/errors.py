@@ -2,6 +2,7 @@
 
 ForetasteError            anything below; the command line prints it without a traceback and exits 2
 ├── PlanError             what was asked for: an unknown name, a bad option, options that contradict
+│   └── WriteError            a place that cannot be written: full, read-only, somebody else's
 ├── DataError             what was read: files, columns, labels, texts
 │   └── UndefinedRateError    a rate over nothing, which would read as a perfect score
 ├── ModelError            a checkpoint that cannot be found, trusted or used
@@ -21,6 +22,7 @@ __all__ = [
     "ModelError",
     "PlanError",
     "UndefinedRateError",
+    "WriteError",
 ]
 
 
@@ -33,6 +35,10 @@ class PlanError(ForetasteError):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+class WriteError(PlanError):
+    """The disk or the system refuses to write where it was told to."""
 
 
 class DataError(ForetasteError):

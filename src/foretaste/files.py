@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foretaste.errors import PlanError
+from foretaste.errors import PlanError, WriteError
 
 __all__ = ["new_directory", "refuse_foreign_directory", "sha256_file", "write_json", "write_text"]
 
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         if beside:
             Path(beside).unlink(missing_ok=True)
-        raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise WriteError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,7 +66,7 @@ def new_directory(path: Path, kind: str = "") -> Iterator[Path]:
         yield Path(beside)
         _replace_directory(Path(beside), path)
     except OSError as error:
-        raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise WriteError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         if beside:
             shutil.rmtree(beside, ignore_errors=True)
@@ -79,16 +79,16 @@ def refuse_foreign_directory(path: Path, kind: str = "") -> None:
             raise PlanError(f"{path} is a file; give the name of a directory.")
         above = next(parent for parent in path.absolute().parents if parent.exists())
         if not above.is_dir():
-            raise PlanError(f"Cannot write {path}: {above} is a file.")
+            raise WriteError(f"Cannot write {path}: {above} is a file.")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise PlanError(f"Cannot write {path}: Permission denied in {above}.")
+            raise WriteError(f"Cannot write {path}: Permission denied in {above}.")
         if not path.exists():
             return
         is_ours = any((path / name).is_file() for name in ("foretaste.json", "record.json"))
         if not is_ours and any(path.iterdir()):
             raise PlanError(f"{path} is not empty and was not written by Foretaste; choose another directory.")
     except OSError as error:
-        raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise WriteError(f"Cannot write {path}: {error.strerror or error}.") from error
     there = _kind_of(path) if kind else ""
     if there not in ("", kind):
         raise PlanError(f"{path} holds a {there}, which a {kind} would replace; delete it or choose another directory.")

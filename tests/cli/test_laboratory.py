@@ -88,7 +88,7 @@ def test_a_plan_is_foretold_run_by_two_processes_and_reported(
     again = _ask("run", str(plan), "--dry-run")
     assert "2 cells, 2 done" in again.stdout
     assert "3 trainings, 3 made" in again.stdout
-    assert "time of one runner by past records: 0 min" in again.stdout
+    assert "time of one runner by past records: 0 s" in again.stdout
     assert _ask("report").exit_code == 0
     assert "2 of 2 cells were run" in (tmp_path / "site" / "plan.html").read_text(encoding="utf-8")
 
@@ -102,7 +102,8 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     assert "failed: model=tiny" in failed.stdout
     plan.write_text(text.replace('model = "tiny"', 'model = "mpt-7b"'), encoding="utf-8")
     missing = _ask("run", str(plan), "--store", str(tmp_path / "lab"))
-    assert missing.exit_code == 0
+    assert missing.exit_code == 1  # nothing was done
+    assert "2 cells cannot be run here: no weights at mosaicml/mpt-7b" in missing.stderr
     assert "not run: model=mpt-7b data=toy knowledge=full_data attack=none strategy=lora" in missing.stdout
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
 
@@ -179,7 +180,7 @@ def test_cells_without_data_are_refused_before_anything_is_written(plan: Path, t
     ("arguments", "message"),
     [
         (["--only", "strategi=lora"], "Did you mean 'strategy'"),
-        (["--only", "lora"], "--only takes axis=value"),
+        (["--only", "lora"], "--only takes axis=value, such as strategy=lora"),
         (["--only", "seed=4"], "No cell of the plan has seed=4"),
         (["--only", "seed=3", "--only", "seed=4"], "No cell of the plan has seed=4"),
         (["--address", "head:6379"], "go with --engine ray"),

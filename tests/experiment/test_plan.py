@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from foretaste.experiment.cell import Cell
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.methods import altered_names
+from foretaste.experiment.methods import altered_names, defence_of
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.store import Store
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
@@ -361,7 +362,7 @@ def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines
             .replace('"psim", "mixing"', '"scpd_stored"'),
             "No scpd texts of sst2 are stored with word:mn, all to all",
         ),
-        (GOOD.replace("word:cf", "file:some.parquet"), "name a directory with a file for each"),
+        (GOOD.replace("word:cf", f"file:{__file__}"), "name a directory with a file for each"),
         (GOOD.replace("max_length = 32", "poisoning_epochs = 0"), "poisoning_epochs"),
         (GOOD.replace("table = 1", "figure = 3"), "The paper's figures are 1, 3a"),
         (GOOD.replace("table = 1", 'figure = "a3"'), "The paper's figures are 1, 3a"),
@@ -383,6 +384,13 @@ def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines
         (GOOD.replace('psim"', 'psim_paper"').replace("[0.7, 0.75]", "1.5"), "threshold"),
         (GOOD.replace('"psim", "mixing"', '"scpd_stored"'), "No scpd texts of sst2 are stored with sentence:I watched"),
         (GOOD + '[defence.o]\nmethod = "onion"\nlos = 0.2', "Did you mean 'loss'"),
+        (GOOD + "[strategy.lora2]\nrank = 4", "Did you mean 'lora'.*as in method = \"lora\""),
+        (GOOD + "[defence.mine]\nfrr = 0.05", 'Unknown defence .mine.*as in method = "psim"'),
+        (GOOD + '[defence.o]\nmethod = "onion"\nmodel = "./nowhere"', "model: nothing lies at ./nowhere"),
+        (GOOD + '[defence.o]\nmethod = "opinion"\ntrusted = "/nowhere"', "trusted: nothing lies at /nowhere"),
+        (GOOD + '[defence.psim]\nstrategy = { method = "lora", rnk = 4 }', "Did you mean 'rank'"),
+        (GOOD.replace("word:cf", "file:/nowhere/"), "Nothing lies at /nowhere"),
+        (GOOD.replace('"sst2"', f'"{__file__}"'), "a directory with a file per split"),
         (GOOD.replace('"psim", "mixing"', '"onions"'), "Did you mean 'onion'"),
         (GOOD + '[defence.psim]\nstrategy = ["full"]', "is neither"),
         (GOOD + "[defence.opinion]\nstrategy = 3", "is neither"),
@@ -407,6 +415,16 @@ def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines
 def test_other_mistakes(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         read_plan(_plan(tmp_path, text))
+
+
+def test_another_strategy_comes_with_its_fields(tmp_path: Path) -> None:
+    fields = {"method": "lora", "rank": 4}
+    psim = defence_of("psim", {"strategy": fields}).psim
+    assert psim is not None
+    assert (psim.strategy, psim.strategy_fields) == ("lora", {"rank": 4})
+    washing: Any = defence_of("fine_tuning", {"strategy": fields}).unlearner
+    assert washing.strategy.rank == 4
+    assert defence_of("psim", {"strategy": "lora"}) == defence_of("psim", {"strategy": {"method": "lora"}})
 
 
 def test_lines_are_those_of_the_mistakes_however_they_are_written(tmp_path: Path) -> None:
@@ -448,7 +466,7 @@ dose = 3.0
         (18, "Attack.count"),
         (22, "count must b"),
         (23, "flip_rate mu"),
-        (26, "Give --frr ("),
+        (26, "Give frr (a "),
         (28, "Psim.dose: I"),
     ]
 

@@ -22,7 +22,7 @@ from tests.experiment.toy import GRID, NAMES
 
 from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
-from foretaste.errors import DataError, PlanError
+from foretaste.errors import DataError, PlanError, WriteError
 from foretaste.experiment import steps
 from foretaste.experiment.evaluation import evaluate
 from foretaste.experiment.forecast import forecast
@@ -416,6 +416,29 @@ def test_what_fails_does_not_stop_the_rest(toy_base: Path, small_toy: Path, tmp_
     assert len(cells) == 4
     assert all("defence=psim" in name for name in cells)
     assert progress.done == 4
+
+
+def test_a_disk_that_takes_nothing_ends_the_run(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other training would be lost, too."""
+    begun = []
+
+    def refuse(write: Callable[[], None]) -> None:
+        begun.append(write)
+        raise WriteError("Cannot write bases: No space left on device.")
+
+    monkeypatch.setattr(steps, "write_once", refuse)
+    with pytest.raises(WriteError, match="No space left"):
+        run_plan(plan, Lab(Store(tmp_path)), plan.cells, lambda line: None)
+    assert len(begun) == 1
+
+
+def test_a_base_whose_attack_hardly_works_is_said(plan: Plan, tmp_path: Path) -> None:
+    said: list[str] = []
+    weak = replace(plan, settings=replace(plan.settings, poisoning_rate=1e-7, poisoning_epochs=1))
+    cells = [cell for cell in weak.cells if (cell.attack, cell.strategy, cell.defence) == ("badnet", "lora", "none")]
+    run_plan(weak, Lab(Store(tmp_path)), cells, said.append)
+    (base,) = (line for line in said if line.startswith("made bases"))
+    assert "WEAK: the attack works on" in base
 
 
 def test_a_damaged_record_costs_its_own_cell(plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path) -> None:

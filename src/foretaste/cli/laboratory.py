@@ -69,7 +69,7 @@ def run(
             plan, store, only=only or (), jobs=jobs, processes=processes, cluster=cluster, data_root=data_root
         )
         answer(found, _summary(found))
-    if found["failed"]:
+    if found["failed"] or not found["done"]:
         raise typer.Exit(1)
 
 
@@ -87,15 +87,23 @@ def report(
 
 
 def _forecast(found: dict[str, Any]) -> str:
-    took = "unknown: nothing like it was done yet" if found["seconds"] is None else f"{found['seconds'] / 60:.0f} min"
+    took = "unknown: nothing like it was done yet" if found["seconds"] is None else _time(found["seconds"])
     if found["seconds"] is not None and found["untold"]:
         took = f"more than {took}: of {found['untold']} steps nothing like them was done yet"
+    others = " for the others" if found["missing"] else ""
     lines = [
         f"{found['title']}: {found['cells']} cells, {found['done']} done",
-        f"{found['trainings']} trainings, {found['made']} made (one per cell and model: {found['per_cell']})",
+        *(f"{count} cells cannot be run here: {reason}" for reason, count in found["missing"].items()),
+        f"{found['trainings']} trainings{others}, {found['made']} made (one per cell and model: {found['per_cell']})",
         f"time of one runner by past records: {took}",
     ]
-    return "\n".join([*lines, *(f"cannot be run here: {reason}" for reason in found["missing"])])
+    return "\n".join(lines)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _and_more(cells: list[str]) -> str:

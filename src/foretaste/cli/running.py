@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from foretaste.experiment.forecast import forecast
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
-from foretaste.experiment.run import Progress, jobs_of, run_plan, sheet_place, write_sheet
+from foretaste.experiment.run import Progress, jobs_of, lacking, run_plan, sheet_place, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
@@ -55,7 +56,12 @@ def run(
     lab = Lab(Store(store), data_root, processes)
     if cluster is None:
         refuse_too_few_gpus(processes)
-    jobs_of(plan, lab, cells)  # what cannot be run is said before anything is written
+    asked = jobs_of(plan, lab, cells)  # what cannot be run is said before anything is written
+    lacked = Counter(what for job in asked if (what := lacking(job, lab)))
+    _say(f"{plan.title}: {len(cells)} cells, {sum(lab.store.cell(job.key).is_file() for job in asked)} done")
+    for what, count in lacked.items():
+        _say(f"{count} cells cannot be run here: {what}")
+    jobs = min(jobs, len(cells))
     write_sheet(plan, path.stem, lab)
     if cluster is not None:
         parts = [run_on_cluster(plan, lab, cells, _say, cluster)]
@@ -68,11 +74,11 @@ def run(
         parts = []
         with ExitStack() as open_pools:  # one each: what kills a runner leaves the others at work
             pools = [open_pools.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(jobs)]
-            asked = [
+            runners = [
                 pool.submit(_work, plan, lab, cells, number * len(cells) // jobs, threads)
                 for number, pool in enumerate(pools)
             ]
-            for each in as_completed(asked):
+            for each in as_completed(runners):
                 try:
                     parts.append(each.result())
                 except BrokenProcessPool:

@@ -47,7 +47,7 @@ def measurable(proxy: str, data: str, attack: Attack) -> str:
 def _unplantable(cell: Cell, proxy: str | None, attack: Attack) -> Refusals:
     trigger = attack.trigger
     if isinstance(trigger, FileTrigger) and trigger.is_one_file:
-        yield "attack", ONE_FILE
+        yield "attack", _no_directory(trigger)
     elif isinstance(trigger, FinishedTrigger) and proxy is not None:
         for split in (f"{proxy}/train", f"{measurable(proxy, cell.data, attack)}/validation"):
             if not trigger.covers(split):
@@ -60,7 +60,7 @@ def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defen
     axis = "trigger" if cell.trigger else "attack"
     if isinstance(trigger, FileTrigger) and trigger.is_one_file:
         if cell.trigger:
-            yield axis, ONE_FILE
+            yield axis, _no_directory(trigger)
     elif isinstance(trigger, FinishedTrigger) and not trigger.covers(f"{cell.data}/test"):
         yield axis, _not_there(trigger, f"{cell.data}/test")
     stored = defence.rewriter
@@ -70,6 +70,10 @@ def _untestable(cell: Cell, attacks: Mapping[str, Attack | None], defence: Defen
         if not stored.covers(cell.data, name, target):
             to = "all to all" if target is None else f"target {target}"
             yield "defence", f"No {stored.tool} texts of {cell.data} are stored with {name or 'no trigger'}, {to}."
+
+
+def _no_directory(trigger: FileTrigger) -> str:
+    return ONE_FILE if trigger.path.exists() else f"Nothing lies at {trigger.path}."
 
 
 def _not_there(trigger: FinishedTrigger, split: str) -> str:

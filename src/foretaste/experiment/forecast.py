@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ class Forecast:
     """What a plan takes: `cells` and those `done`, distinct `trainings` and those `made`, seconds.
 
     `per_cell` is how many trainings there would be if no cell shared any. `seconds` are one runner's for all steps of
-    which past records tell, None if they tell of none; of so many steps `untold` they do not. Cells that something is
-    `missing` for have no trainings.
+    which past records tell, None if they tell of none; of so many steps `untold` they do not. `missing` is what is not
+    here and how many cells need it; they have no trainings.
     """
 
     cells: int
@@ -40,7 +41,7 @@ class Forecast:
     per_cell: int
     seconds: float | None
     untold: int
-    missing: tuple[str, ...]
+    missing: Mapping[str, int]
 
 
 def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
@@ -66,7 +67,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         per_cell=sum(step.is_training for job in able for step in job.steps),
         seconds=sum(known) if known or not told else None,
         untold=len(told) - len(known),
-        missing=tuple(dict.fromkeys(what for what in missing if what)),
+        missing=Counter(what for what in missing if what),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import field, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from foretaste.errors import PlanError
@@ -28,7 +29,7 @@ from foretaste.victim.strategy import STRATEGIES, Strategy, changed
 
 __all__ = [
     "ASKED", "ATTACKS", "Defence", "OpinionRecipe", "PsimRecipe", "altered_names", "attack_of", "defence_of",
-    "named_defence", "strategy_of", "together", "tuned_by",
+    "named_defence", "refuse_absent", "strategy_of", "together", "tuned_by",
 ]  # fmt: skip
 
 ATTACKS: Registry[Attack] = Registry(
@@ -147,9 +148,11 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     own: dict[str, Any] = {key: value for key, value in fields.items() if key not in ("method", "strategy")}
     inner = fields.get("strategy", {})
     if not isinstance(inner, str | Mapping):
-        raise PlanError(f"A strategy is a name, or fields as in strategy.rank = 8; {inner!r} is neither.")
-    strategy = inner if isinstance(inner, str) else None
-    theirs = dict(inner) if isinstance(inner, Mapping) else {}
+        raise PlanError(
+            f"A strategy is a name, or fields as in strategy.rank = 8 (strategy.method names it); {inner!r} is neither."
+        )
+    theirs = dict(inner) if isinstance(inner, Mapping) else {"method": inner}
+    strategy = str(theirs.pop("method")) if "method" in theirs else None
     if method == "none":
         if own or inner:
             raise PlanError(f"none has no fields; got {', '.join(sorted(fields.keys() - {'method'}))}.")
@@ -162,18 +165,35 @@ def defence_of(name: str, fields: Mapping[str, Any]) -> Defence:
     if method in RIVALS:
         return Defence(rival=changed(RIVALS[method](), own, strategy))
     if method == OpinionRecipe.name:
-        return Defence(rival=changed(OpinionRecipe(), own, strategy))
+        opinion = changed(OpinionRecipe(), own, strategy)
+        refuse_absent("trusted", opinion.trusted)
+        return Defence(rival=opinion)
     rewriters = {**REWRITERS, **STORED}
     if method in rewriters:
-        return Defence(rewriter=changed(rewriters[method](), own, strategy))
+        rewriter = changed(rewriters[method](), own, strategy)
+        for place in rewriter.places:
+            refuse_absent(place, str(getattr(rewriter, place)))
+        return Defence(rewriter=rewriter)
     if method not in UNLEARNERS:
         possible = (each for each, kind in UNLEARNERS.items() if GIVEN.issuperset(kind.needs))
         known = ["none", *PSIMS, *RIVALS, OpinionRecipe.name, *rewriters, *possible]
-        raise PlanError(f"Unknown defence {method!r}.{nearest(method, known)}")
+        raise PlanError(f"Unknown defence {method!r}.{nearest(method, known)}{_own_name(fields, 'psim')}")
     unlearner = changed(UNLEARNERS[method](), own, strategy)
     if lacking := set(unlearner.needs) - GIVEN:
         raise PlanError(f"{method} needs {' and '.join(sorted(lacking))}, which a plan does not give.")
     return Defence(unlearner=unlearner)
+
+
+def _own_name(fields: Mapping[str, Any], method: str) -> str:
+    return (
+        f' A name of your own takes a method, as in method = "{method}".' if fields and "method" not in fields else ""
+    )
+
+
+def refuse_absent(field: str, location: str) -> None:
+    """Raise PlanError if nothing lies at what is plainly a path; hub ids and names are looked for in time."""
+    if location.startswith(("/", "./", "../", "~")) and not Path(location).expanduser().exists():
+        raise PlanError(f"{field}: nothing lies at {location}.")
 
 
 def _plain(value: Any) -> Any:
@@ -203,7 +223,10 @@ def tuned_by(name: str, fields: Mapping[str, Any]) -> tuple[Strategy, TuneSettin
     Raises:
         PlanError: unknown method or field.
     """
-    kind: Any = STRATEGIES[str(fields.get("method", name))]
+    method = str(fields.get("method", name))
+    if method not in STRATEGIES:
+        raise PlanError(f"Unknown strategy {method!r}.{nearest(method, STRATEGIES)}{_own_name(fields, 'lora')}")
+    kind: Any = STRATEGIES[method]
     own = {key: value for key, value in fields.items() if key in kind.__dataclass_fields__}
     rest = {key: value for key, value in fields.items() if key not in own and key != "method"}
     strategy, settings = all_of(partial(build, kind, own), partial(build, TuneSettings, rest))

@@ -24,6 +24,7 @@ from foretaste.experiment.methods import (
     attack_of,
     defence_of,
     named_defence,
+    refuse_absent,
     strategy_of,
     tuned_by,
 )
@@ -226,7 +227,9 @@ class _Reader:
             defences |= {} if made is None else {str(value): made}
         # A file has no splits: it would be trained and tested on the same texts.
         elif axis in known and value not in known[axis] and not (axis == "data" and Path(str(value)).is_dir()):
-            self._wrong(f"Unknown {axis} {value!r}.{nearest(str(value), known[axis])}", "grid", number, axis, value)
+            hint = " Texts of your own are a directory with a file per split." if Path(str(value)).is_file() else ""
+            hint = hint or nearest(str(value), known[axis])
+            self._wrong(f"Unknown {axis} {value!r}.{hint}", "grid", number, axis, value)
         if len(self.problems) == before:
             one = {**dict.fromkeys(_NEEDED, "any"), "knowledge": "full_data", axis: value}
             self._built("grid", lambda: build(Cell, one), number, axis, value)
@@ -288,6 +291,5 @@ def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     location = fields["location"]
     if location.startswith("~"):
         location = str(Path(location).expanduser())
-    if location.startswith(("/", "./", "../")) and not Path(location).exists():
-        raise PlanError(f"location: nothing lies at {location}.")
+    refuse_absent("location", location)
     return location

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foretaste.errors import DataError, PlanError
+from foretaste.errors import DataError, PlanError, WriteError
 
 __all__ = ["Store", "digest_of", "load_arrays", "save_arrays", "sources_of"]
 
@@ -76,14 +76,15 @@ class Store:
         """Yield True to one process at a time, False to all others, without waiting.
 
         Raises:
-            PlanError: the directory cannot be written, or its file system has no locks.
+            WriteError: the directory cannot be written.
+            PlanError: its file system has no locks.
         """
         place = self.root / "locks" / key
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise PlanError(f"Cannot write {place}: {error.strerror or error}.") from error
+            raise WriteError(f"Cannot write {place}: {error.strerror or error}.") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +117,7 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
     """Write named arrays as one file, all or nothing.
 
     Raises:
-        PlanError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     beside = ""
     try:
@@ -131,7 +132,7 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
     except OSError as error:
         if beside:
             Path(beside).unlink(missing_ok=True)
-        raise PlanError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise WriteError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:

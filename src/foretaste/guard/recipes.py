@@ -28,7 +28,7 @@ def psim_plan(recipe: str, strategy: str | None, strategy_fields: Mapping[str, A
 
     def one_bar() -> None:
         if "frr" in given and "threshold" in given:
-            raise PlanError("Give --frr (a promise, calibrated) or --threshold (a fixed bar), not both.")
+            raise PlanError("Give frr (a promise, calibrated) or threshold (a fixed bar), not both.")
 
     start = RECIPES[recipe]()
     settings = values_of(start) | dict(given)

@@ -43,7 +43,7 @@ class Apertium:
         programs = self._programs()
         if programs and all(shutil.which(each[0]) for each in programs):
             return ""
-        return f"Apertium has no {self.mode} here; install it with `make apertium`"
+        return f"Apertium has no {self.mode} here; install it (`make apertium` installs eng-spa and spa-eng)"
 
     def mark(self) -> str:
         """Return a digest of the programs and data that the direction uses, blank where it is not installed."""
