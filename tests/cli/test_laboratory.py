@@ -106,6 +106,11 @@ def test_a_cell_that_failed_or_lacks_its_weights_is_said(plan: Path, tmp_path: P
     assert "2 cells cannot be run here: no weights at mosaicml/mpt-7b" in missing.stderr
     assert "not run: model=mpt-7b data=toy knowledge=full_data attack=none strategy=lora" in missing.stdout
     assert "no weights at mosaicml/mpt-7b" in missing.stdout
+    dry = _ask("run", str(plan), "--store", str(tmp_path / "lab"), "--dry-run")
+    assert dry.stdout.splitlines()[1:3] == [
+        "2 cells cannot be run here: no weights at mosaicml/mpt-7b",
+        "0 trainings for the others, 0 made (one per cell and model: 0)",
+    ]
 
 
 def test_a_killed_runner_leaves_the_others_at_work_and_all_end_with_their_command(plan: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         per_cell=sum(step.is_training for job in able for step in job.steps),
         seconds=sum(known) if known or not told else None,
         untold=len(told) - len(known),
-        missing=Counter(what for what in missing if what),
+        missing=dict(Counter(what for what in missing if what)),
     )
 
 
