@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foretaste.cli import options as o
-from foretaste.cli.output import answering, given
+from foretaste.cli.output import answering, given, standing
 from foretaste.errors import PlanError
 
 __all__ = ["report", "run"]
@@ -92,8 +92,7 @@ def _forecast(found: dict[str, Any]) -> str:
         took = f"more than {took}: of {found['untold']} steps nothing like them was done yet"
     others = " for the others" if found["missing"] else ""
     lines = [
-        f"{found['title']}: {found['cells']} cells, {found['done']} done",
-        *(f"{count} cells cannot be run here: {reason}" for reason, count in found["missing"].items()),
+        *standing(found["title"], found["cells"], found["done"], found["missing"]),
         f"{found['trainings']} trainings{others}, {found['made']} made (one per cell and model: {found['per_cell']})",
         f"time of one runner by past records: {took}",
     ]

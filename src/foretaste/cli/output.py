@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ import typer
 from foretaste.errors import ForetasteError, PlanError
 from foretaste.tune.launch import is_main_process
 
-__all__ = ["answering", "as_line", "assignments", "given", "one_line", "seconds_of", "warn", "warn_if_guessing"]
+__all__ = [
+    "answering", "as_line", "assignments", "given", "one_line", "seconds_of", "standing", "warn", "warn_if_guessing",
+]  # fmt: skip
 
 # Of the errors that always naming the most frequent class makes, a model that learned its task avoids this share.
 LEARNED = 0.25
@@ -116,3 +118,9 @@ def seconds_of(duration: str) -> float:
     if seconds <= 0:
         raise PlanError(f"{duration!r} is no duration; write it as in 90s, 5m or 1h.")
     return seconds
+
+
+def standing(title: str, cells: int, done: int, missing: Mapping[str, int]) -> list[str]:
+    """Say how a plan stands: what is done, and of how many cells something is not here."""
+    first = f"{title}: {cells} cells, {done} done"
+    return [first, *(f"{count} cells cannot be run here: {reason}" for reason, count in missing.items())]

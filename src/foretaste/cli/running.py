@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from foretaste.cli.output import standing
 from foretaste.errors import PlanError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.experiment.cluster import Cluster, run_on_cluster
@@ -21,7 +21,7 @@ from foretaste.experiment.forecast import forecast
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
-from foretaste.experiment.run import Progress, jobs_of, lacking, run_plan, sheet_place, write_sheet
+from foretaste.experiment.run import Progress, jobs_of, run_plan, sheet_place, without_missing, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
@@ -57,10 +57,10 @@ def run(
     if cluster is None:
         refuse_too_few_gpus(processes)
     asked = jobs_of(plan, lab, cells)  # what cannot be run is said before anything is written
-    lacked = Counter(what for job in asked if (what := lacking(job, lab)))
-    _say(f"{plan.title}: {len(cells)} cells, {sum(lab.store.cell(job.key).is_file() for job in asked)} done")
-    for what, count in lacked.items():
-        _say(f"{count} cells cannot be run here: {what}")
+    outset = Progress(cells=len(cells), done=sum(lab.store.cell(job.key).is_file() for job in asked))
+    without_missing(asked, lab, outset)
+    for line in standing(plan.title, outset.cells, outset.done, outset.reasons):
+        _say(line)
     jobs = min(jobs, len(cells))
     write_sheet(plan, path.stem, lab)
     if cluster is not None:

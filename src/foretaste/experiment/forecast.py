@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from foretaste.experiment.cell import Cell
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.readings import work_of
-from foretaste.experiment.run import jobs_of, lacking
+from foretaste.experiment.run import Progress, jobs_of, without_missing
 from foretaste.experiment.step import Step
 from foretaste.experiment.store import Store
 from foretaste.record import Record
@@ -51,23 +50,23 @@ def forecast(plan: Plan, lab: Lab, cells: Sequence[Cell]) -> Forecast:
         PlanError: cells that cannot be run with these data, each reason once.
     """
     jobs = jobs_of(plan, lab, cells)
-    is_done = [lab.store.cell(job.key).is_file() for job in jobs]
-    missing = [lacking(job, lab) for job in jobs]
-    able = [job for job, what in zip(jobs, missing, strict=True) if not what]
-    left = [job for job, what, done in zip(jobs, missing, is_done, strict=True) if not what and not done]
+    progress = Progress(cells=len(jobs))
+    able = without_missing(jobs, lab, progress)
+    done = {job.key for job in jobs if lab.store.cell(job.key).is_file()}
+    left = [job for job in able if job.key not in done]
     needed = {step.key for job in able for step in job.steps if step.is_training}
     to_do = {step.key: step for job in left for step in job.to_make(lab.store)}
     told = _seconds(list(to_do.values()), lab.store)
     known = [seconds for seconds in told if seconds is not None]
     return Forecast(
         cells=len(jobs),
-        done=sum(is_done),
+        done=sum(job.key in done for job in jobs),
         trainings=len(needed),
         made=len(needed) - sum(step.is_training for step in to_do.values()),
         per_cell=sum(step.is_training for job in able for step in job.steps),
         seconds=sum(known) if known or not told else None,
         untold=len(told) - len(known),
-        missing=dict(Counter(what for what in missing if what)),
+        missing=progress.reasons,
     )
 
 

@@ -33,7 +33,6 @@ __all__ = [
     "finish",
     "forget_finished",
     "jobs_of",
-    "lacking",
     "made",
     "run_plan",
     "sheet_place",
@@ -52,6 +51,11 @@ class Progress:
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """What is not here, and how many cells need it."""
+        return dict(Counter(self.missing.values()))
 
 
 def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], None], start: int = 0) -> Progress:
@@ -257,7 +261,7 @@ def finish(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -
             if not place.is_file():
                 record_of(job, lab).write(place)
             said = headline(Record.read(place))
-        except WriteError:
+        except WriteError:  # nor could any other record be kept
             raise
         except (ForetasteError, LookupError, TypeError, ValueError) as error:
             damaged = f" If {place} is damaged or of another version, delete it: it is made again."
