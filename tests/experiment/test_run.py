@@ -127,6 +127,8 @@ def test_cells_share_what_they_have_in_common(plan: Plan, finished: tuple[Path, 
     assert len(sound) == 10
     assert not any("attack_success_rate" in record.outcome for record in sound)
     assert not list((store / "partial").glob("*"))
+    begun = [line.split(": ")[0].removeprefix("making ") for line in said if line.startswith("making")]
+    assert begun == [line.split(" in ")[0].removeprefix("made ") for line in said if line.startswith("made")]
 
 
 def test_the_time_is_told_by_the_latest_trainings(plan: Plan, tmp_path: Path) -> None:

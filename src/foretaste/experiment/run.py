@@ -201,7 +201,7 @@ def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None])
         for step in steps:
             if any(need.is_outdated(lab.store) for need in step.direct_needs()):
                 break  # what it stands on came out otherwise
-            if not made(step, lab, progress, say):
+            if not made(step, lab, progress, say, begin=say):
                 if step.key not in progress.failed:
                     return False
                 progress.failed[str(job.cell)] = progress.failed[step.key]
@@ -209,7 +209,9 @@ def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None])
     return finish(job, lab, progress, say)
 
 
-def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
+def made(
+    step: Step, lab: Lab, progress: Progress, say: Callable[[str], None], *, begin: Callable[[str], None] | None = None
+) -> bool:
     """Make a step whose needs are there, unless it is; False if it failed or another runner is at it."""
     if step.is_made(lab.store):
         return True
@@ -220,9 +222,10 @@ def made(step: Step, lab: Lab, progress: Progress, say: Callable[[str], None]) -
             return False
         lab.store.sweep(step.kind, step.key)
         if not step.is_made(lab.store):
-            start, why = time.monotonic(), ""
-            if step.is_outdated(lab.store):
-                why = ", again: what it stands on came out otherwise than before"
+            start = time.monotonic()
+            why = ", again: what it stands on came out otherwise than before" if step.is_outdated(lab.store) else ""
+            if step.is_training and begin is not None:
+                begin(f"making {step.kind}/{step.key}: {step.work}")
             try:
                 if step.is_training and lab.processes > 1:
                     in_processes(lab.processes, partial(step.make, lab))
