@@ -649,8 +649,7 @@ def test_two_runners_write_one_sheet_after_another(plan: Plan, tmp_path: Path) -
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no record of a cell"):
-        read_cells(tmp_path)
+    assert read_cells(tmp_path) == {}
     (tmp_path / "cells").mkdir()
     Record.now("tune", settings={}, seeds={}, outcome={}).write(tmp_path / "cells" / "a.json")
     with pytest.raises(DataError, match="none of a cell"):

@@ -31,7 +31,7 @@ def test_csv_has_all_digits_and_a_column_for_each_part() -> None:
 
 
 def test_latex_and_markdown() -> None:
-    assert r"psim\_paper & 90.0 (92.50) & 1,235 \\" in listing_latex(LISTING)
+    assert r"psim\_paper & 90.0 [88.0--92.0] (92.50, -2.5) & 1,235 \\" in listing_latex(LISTING)
     assert r"a\textbar{}b \& \textless{}i\textgreater{}" in listing_latex(LISTING)
     head, rule, first, second = listing_markdown(LISTING).splitlines()
     assert (head, rule) == ("| Defence | ASR | Seconds |", "| --- | ---: | ---: |")

@@ -109,6 +109,8 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     assert (psim["attack_success_rate"], psim["attack_success_rate_printed"]) == ("0.01", "0.0792")
     assert psim["attack_success_rate_difference"] == "-6.9"
     assert r"badnet & psim & 87.00\textsuperscript{1} & 1.00\textsuperscript{1} & -- & -- \\" in files["table1.tex"]
+    assert "\n &  & (92.00) $-2.0$ & (99.70) $-0.7$ & (" in files["table1.tex"]
+    assert "\n &  & \\scriptsize 88.0--92.0 & " in files["table1.tex"]
     assert "p\\_tuning\\_v1" in files["table1.tex"]
     assert "| badnet | none | 90.0 / 99.0<br>" in files["results.md"]
     assert "(92.00 / 99.70) -2.0 / -0.7<br>2 of 3 seeds | – / –<br>(" in files["results.md"]
@@ -119,6 +121,16 @@ def test_what_the_files_say(store: Path, tmp_path: Path) -> None:
     assert len(cells) == 4
     assert {line["undefended_attack_success_rate"] for line in cells} == {"", "1.0"}
     assert {(line["threshold"], line["guard_threshold"]) for line in cells} == {("", ""), ("", "0.5")}
+
+
+def test_a_plan_none_of_whose_cells_is_finished_has_a_page(tmp_path: Path) -> None:
+    write_store(
+        tmp_path / "store", [(cell_at("badnet", "psim"), None)], name="table1", table=1, beside={"minilm": "bert-large"}
+    )
+    files = {path.name: path.read_text(encoding="utf-8") for path in write_site(tmp_path / "store", tmp_path / "site")}
+    assert "0 of 1 cells were run" in files["table1.html"]
+    (line,) = csv.DictReader(files["table1.csv"].splitlines())
+    assert (line["seeds"], line["clean_accuracy"], line["clean_accuracy_printed"]) == ("0", "", "0.9002")
 
 
 def test_printed_values_are_all_there_and_told_apart() -> None:

@@ -31,10 +31,10 @@ COLUMNS = ("key", *AXES, *_RATES, *_COUNTS, *(f"undefended_{rate}" for rate in _
 
 
 def read_cells(store: Path) -> dict[str, Record]:
-    """Return the records of all cells in a store by their keys, sorted by their axes.
+    """Return the records of all cells in a store by their keys, sorted by their axes; none where none is finished.
 
     Raises:
-        DataError: there is none, or one that is no record of a cell or has no rates.
+        DataError: one that is no record of a cell or has no rates.
     """
     records, problems = {}, list[str]()
     for path in sorted((Path(store) / "cells").glob("*.json")):
@@ -45,8 +45,6 @@ def read_cells(store: Path) -> dict[str, Record]:
     if problems:
         more = len(problems) - MOST
         raise DataError("\n".join(problems[:MOST] + [f"... and {more} more."] * (more > 0)))
-    if not records:
-        raise DataError(f"{store} holds no record of a cell; `foretaste run PLAN --store {store}` makes some.")
     return dict(sorted(records.items(), key=lambda item: [*map(str, values_of(cell_of(item[1])).values()), item[0]]))
 
 

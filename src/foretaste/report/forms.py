@@ -51,11 +51,15 @@ def table_csv(page: Page) -> str:
 
 
 def as_latex(page: Page) -> str:
-    """Return the tables for a paper (package booktabs): CA and ASR per strategy in per cent, the printed pair below.
+    """Return the tables for a paper (package booktabs): CA and ASR per strategy in per cent.
 
-    A raised number is how many seeds were run, where it is not all of them.
+    Below them the lowest to the highest seed, or the 95 % interval (Wilson) of a single one, and the printed pair in
+    brackets with ours minus it in points. A raised number is how many seeds were run, where it is not all of them.
     """
-    lines = [f"% {in_one_line(page.sheet.title)}; ours, below in brackets what is printed (? where it may be misread)"]
+    lines = [
+        f"% {in_one_line(page.sheet.title)}; ours, below it the lowest to the highest seed, or the 95 % interval of",
+        "% one seed; in brackets what is printed (? where it may be misread), then ours minus it in points",
+    ]
     for section in page.sections:
         group = section.group
         lines += [
@@ -69,15 +73,16 @@ def as_latex(page: Page) -> str:
         lines.append(" & ".join(["Attack", "Defence", *["CA", "ASR"] * len(group.strategies)]) + r" \\")
         lines.append(r"\midrule")
         for row in group.rows:
-            ours, theirs = list[str](), list[str]()
+            ours, ranges, theirs = list[str](), list[str](), list[str]()
             for entry in row.entries:
                 few = "" if entry is None or entry.seeds in (0, entry.wanted) else rf"\textsuperscript{{{entry.seeds}}}"
                 for share in entry.shares if entry else (Share(None),) * 2:
                     ours.append("--" if share.ours is None else f"{points(share.ours.mean, 2)}{few}")
-                    theirs.append(share.beside and f"({share.beside})")
+                    ranges.append(share.range and rf"\scriptsize {tex(share.range)}")
+                    change = share.difference and f" ${share.difference}$"
+                    theirs.append(share.beside and f"({share.beside}){change}")
             lines.append(" & ".join([tex(row.attack), tex(row.label), *ours]) + r" \\")
-            if any(theirs):
-                lines.append(" & ".join(["", "", *theirs]) + r" \\")
+            lines += [" & ".join(["", "", *below]) + r" \\" for below in (ranges, theirs) if any(below)]
         lines += [r"\bottomrule", r"\end{tabular}", ""]
     return "\n".join([*lines, *(listing_latex(listing) for listing in page.listings)])
 

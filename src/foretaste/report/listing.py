@@ -102,7 +102,7 @@ def listing_csv(listing: Listing) -> str:
 
 
 def listing_latex(listing: Listing) -> str:
-    """Return the table for a paper (package booktabs), printed values in brackets."""
+    """Return the table for a paper (package booktabs), with all that `listing_markdown` tells."""
     numbers = len(listing.columns) - listing.labels
     lines = [
         f"% {in_one_line(listing.heading)}",
@@ -111,7 +111,7 @@ def listing_latex(listing: Listing) -> str:
     ]
     lines += [" & ".join(map(tex, listing.columns)) + r" \\", r"\midrule"]
     for row in listing.rows:
-        lines.append(" & ".join(tex(_short(value, "--")) for value in row) + r" \\")
+        lines.append(" & ".join(tex(_words(value)) for value in row) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -132,7 +132,7 @@ _FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.]+$)")
 _TEX = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--",
 }  # fmt: skip
 SHARE_PARTS = ("", " low", " high", " printed", " difference")
 
@@ -170,16 +170,15 @@ def _plain(value: Value) -> object:
     return value.value if isinstance(value, Amount) else "" if value is None else value
 
 
-def _short(value: Value, nothing: str) -> str:
-    if isinstance(value, Share):
-        ours = nothing if value.ours is None else points(value.ours.mean)
-        return ours if value.printed is None else f"{ours} ({points(value.printed, 2)})"
-    return nothing if value is None else value.text if isinstance(value, Amount) else value
-
-
 def long_form(value: Value) -> str:
     """Return a value for a Markdown table."""
-    return " ".join(_parts(value)) if isinstance(value, Share) else in_markdown(_short(value, "–"))
+    return _words(value) if isinstance(value, Share) else in_markdown(_words(value))
+
+
+def _words(value: Value) -> str:
+    if isinstance(value, Share):
+        return " ".join(_parts(value))
+    return "–" if value is None else value.text if isinstance(value, Amount) else value
 
 
 def _parts(share: Share) -> Iterator[str]:
