@@ -39,6 +39,7 @@ def write_store(
     name: str = "plan",
     costs: Mapping[Cell, Cost] | None = None,
     parts: Mapping[Cell, Mapping[str, str]] | None = None,
+    sources: Mapping[Cell, Mapping[str, str]] | None = None,
     **sheet: Any,
 ) -> tuple[Sheet, dict[str, Record]]:
     """Write the records of cells with an outcome and the sheet of all, and return them; keys are key0, key1, ..."""
@@ -48,7 +49,8 @@ def write_store(
         key = f"key{number}"
         asked.append({**values_of(cell), "key": key})
         if outcome is not None:
-            settings = {"cell": values_of(cell), "parts": (parts or {}).get(cell, {}), "label_names": ["no", "yes"]}
+            known = {"parts": (parts or {}).get(cell, {}), "sources": (sources or {}).get(cell, {})}
+            settings = {"cell": values_of(cell), **known, "label_names": ["no", "yes"]}
             records[key] = Record.now("cell", settings=settings, seeds={"root": cell.seed}, outcome=outcome,
                                       data=TESTED, cost=(costs or {}).get(cell))  # fmt: skip
             records[key].write(store / "cells" / f"{key}.json")

@@ -87,12 +87,14 @@ def test_what_was_not_run_leaves_a_gap(tmp_path: Path) -> None:
         (cell_at("badnet", "onion", "lora"), rates(0.9, 0.2)),
         (cell_at("badnet", "onion", "lora_2"), None),
     ]
-    sheet, records = write_store(tmp_path, cells, figure="4", strategies=STRATEGIES, defences=DEFENCES)
+    parts = {cells[0][0]: {"clean_rewritten": "its texts"}}
+    sheet, records = write_store(tmp_path, cells, figure="4", strategies=STRATEGIES, defences=DEFENCES, parts=parts)
     (plot,) = plots_of(sheet, records)
     # Behind a rewriter the record says nothing of the victim alone.
     assert plot.undefended == [(None, None), (None, None)]
     guarded = [(cell_at("badnet", "both", name), rates(0.9, 0.2, (0.8, 0.1))) for name in ("lora", "lora_2")]
-    both = write_store(tmp_path / "both", guarded, figure="4", strategies=STRATEGIES, defences=DEFENCES)
+    parts = {cell: {"clean_rewritten": "its texts"} for cell, _ in guarded}
+    both = write_store(tmp_path / "both", guarded, figure="4", strategies=STRATEGIES, defences=DEFENCES, parts=parts)
     assert plots_of(*both)[0].undefended == [(None, None), (None, None)]
     assert plot.defended[0] == (None, None)
     assert "ASR w/D 20.0\u202f% at 8" in line_chart(plot, "a")

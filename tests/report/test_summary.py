@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from tests.report.conftest import cell_at, rates, write_store
 
+from foretaste.report.listing import Amount
 from foretaste.report.share import Share
 from foretaste.report.summary import charts_of, summary_of
 from foretaste.report.tables import groups_of
@@ -61,3 +62,25 @@ def test_of_one_strategy_the_seeds_are_shown_and_of_one_seed_its_interval(tmp_pa
     share = summary_of(groups_of(sheet, records)[0], "summary").rows[0][2]
     assert isinstance(share, Share)
     assert share.range == "80.0–90.0"
+
+
+def test_a_rewriter_stands_beside_the_very_victim_that_read_its_texts(tmp_path: Path) -> None:
+    """Equal keys are not equal bits: a victim that was trained again elsewhere is another one."""
+    bare, rewritten, guarded = (cell_at("badnet", defence) for defence in ("none", "onion", "psim"))
+    washed = cell_at("badnet", "w2s")
+    cells = [(bare, rates(0.9, 1.0)), (rewritten, rates(0.8, 0.3)), (guarded, rates(0.7, 0.9, (0.6, 0.0))),
+             (washed, rates(0.85, 0.1))]  # fmt: skip
+    own = {"bases": "b", "victims": "v"}
+    parts = {bare: own, rewritten: {**own, "clean_rewritten": "r"}, guarded: own, washed: {"bases": "b", "washed": "w"}}
+    here, there = {"b": "1", "v": "2"}, {"b": "3", "v": "4"}
+    for sources, told in (
+        ({}, (0.9, 0.9)),  # older records do not say of which weights they are
+        ({bare: here, rewritten: here, guarded: there, washed: {"b": "1"}}, (0.9, 0.9)),
+        ({bare: here, rewritten: there, guarded: there, washed: {"b": "3"}}, (0.7, 0.7)),  # as the guard's record says
+        ({bare: here, rewritten: {**here, "v": "5"}, guarded: there, washed: {"b": "5"}}, (None, None)),
+    ):
+        sheet, records = write_store(tmp_path, cells, parts=parts, sources=sources)
+        rows = {str(row[1]): row[4] for row in summary_of(groups_of(sheet, records)[0], "summary").rows}
+        found = [each.value if isinstance(each, Amount) else None for each in (rows["onion"], rows["w2s"])]
+        assert (*found,) == told
+        assert rows["psim"] == (0.7, "70.0")

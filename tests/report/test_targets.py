@@ -77,14 +77,16 @@ def test_what_was_not_tried_is_open(tmp_path: Path) -> None:
 def test_a_washed_base_is_held_against_the_victim_of_the_one_that_came(tmp_path: Path) -> None:
     both = (cell_at("badnet", "w2s+psim"), rates(0.95, 0.1, (0.94, 0.0)))
     alone = (cell_at("badnet"), rates(0.9, 1.0))
-    for cells, count, verdict in (([both, alone], "1 of 1", "met"), ([both], "0 of 1", "open")):
-        sheet, records = write_store(tmp_path / verdict, cells, table=1)
+    parts = {both[0]: {"bases": "b", "washed": "w", "victims": "tuned on w"}, alone[0]: {"bases": "b", "victims": "v"}}
+    one, other = {both[0]: {"b": "1"}, alone[0]: {"b": "1", "v": "3"}}, {both[0]: {"b": "1"}, alone[0]: {"b": "2"}}
+    for cells, sources, verdict in (([both, alone], one, "met"), ([both], one, "open"), ([both, alone], other, "open")):
+        sheet, records = write_store(tmp_path / f"{len(cells)} {verdict}", cells, table=1, parts=parts, sources=sources)
         listing = targets_of([sheet], records)
         assert listing is not None
         (row,) = listing.rows
-        assert (row[1], row[8], row[9]) == ("w2s+psim", count, verdict)
+        assert (row[1], row[8], row[9]) == ("w2s+psim", "1 of 1", verdict)
     weak = (cell_at("badnet"), rates(0.9, 0.1))
-    sheet, records = write_store(tmp_path / "weak", [both, weak], table=1)
+    sheet, records = write_store(tmp_path / "weak", [both, weak], table=1, parts=parts)
     listing = targets_of([sheet], records)
     assert listing is not None
     assert listing.rows[0][9] == "open"  # the attack fails on its own

@@ -16,7 +16,7 @@ from foretaste.evaluate.spread import Spread
 from foretaste.record import Record
 from foretaste.report.canvas import CLEAN, HEIGHT, PAPER, POISONED, STYLE, as_svg, new_canvas, per_cent, share_axis
 from foretaste.report.page import plain
-from foretaste.report.tables import RATES, Sheet, is_guard_alone, share_of
+from foretaste.report.tables import RATES, Sheet, Victims, share_of
 
 __all__ = ["Plot", "line_chart", "plots_of"]
 
@@ -66,23 +66,24 @@ class Plot:
 def plots_of(sheet: Sheet, records: Mapping[str, Record]) -> list[Plot]:
     """Return a plot per defence and per number that varies while all others stay; nothing is drawn that was not run.
 
-    The undefended victim is what a guard's own records say of it alone, else that of the cells without defence.
+    The undefended victim is the one that a cell stands before (see `Victims`), where none was run that of the cells
+    without a defence.
     """
     cells = [{**_numbers(sheet, cell), **cell} for cell in sheet.cells]
     varying = dict.fromkeys(name for cell in cells for name in _candidates(cell))
-    plots: list[Plot] = []
+    plots, victims = list[Plot](), Victims(sheet, records)
     for axis in varying:
         groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for cell in cells:
             if cell.get(axis) is not None or (axis in _OF_CELL and cell["defence"] == "none"):
                 groups.setdefault(_fixed(sheet, cell, axis), []).append(cell)
         for group in groups.values():
-            plots += _plots(sheet, axis, group, records)
+            plots += _plots(axis, group, records, victims)
     return plots
 
 
 def _plots(
-    sheet: Sheet, axis: str, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]
+    axis: str, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record], victims: Victims
 ) -> Iterator[Plot]:
     defences: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -100,13 +101,12 @@ def _plots(
         undefended, defended = [], []
         for value in values:
             behind = [records[cell["key"]] for cell in run if cell[axis] == value and cell["seed"] in seeds]
-            plain = [
-                records[cell["key"]]
-                for cell in cells
-                if cell["defence"] == "none" and cell.get(axis) in (None, value) and cell["key"] in records
-                if cell["seed"] in seeds
-            ]
-            alone = behind if behind and is_guard_alone(sheet, defence) else plain
+            at = (
+                [cell for cell in own if cell[axis] == value]
+                if behind
+                else [cell for cell in cells if cell["defence"] == "none" and cell.get(axis) in (None, value)]
+            )
+            alone = [bare for cell in at if cell["seed"] in seeds and (bare := victims.alone(cell)) is not None]
             undefended.append(_pair(alone, is_undefended=True))
             defended.append(_pair(behind))
         if any(pair[0] is not None for pair in (*undefended, *defended)):

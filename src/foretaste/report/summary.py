@@ -11,14 +11,15 @@ from foretaste.report.comparison import Panel, comparison_chart
 from foretaste.report.comparison import Row as Drawn
 from foretaste.report.listing import Listing, Value, mean_share
 from foretaste.report.share import Share
-from foretaste.report.tables import RATES, Entry, Group, Row
+from foretaste.report.tables import RATES, Group, Row
 
 __all__ = ["charts_of", "summary_of"]
 
 CAPTION = (
     "CA and ASR in per cent: the mean over the strategies that were run, of each the mean over its seeds; below it the "
     "lowest and the highest strategy. Beside them the same means of the victims without the defence, over the same "
-    "strategies and seeds (of a guard those behind it): rows of other seeds are to be compared through these."
+    "strategies and seeds, where records tell them of the same weights (those behind a guard; those that were read "
+    "rewritten texts; before a washed base those of the base as it came): rows are to be compared through these."
 )
 
 
@@ -30,8 +31,7 @@ def summary_of(group: Group, name: str) -> Listing:
         asked = [entry for entry in row.entries if entry is not None]
         run = [entry.seeds for entry in asked if entry.seeds]
         seeds = "" if not run else str(run[0]) if min(run) == max(run) else f"{min(run)} to {max(run)}"
-        bare = next((each for each in group.rows if (each.attack, each.label) == (row.attack, "none")), None)
-        alone = ["", ""] if bare is row else _alone(row, bare)
+        alone = ["", ""] if row.label == "none" else _alone(row)
         ratio = f"{len(run)} of {len(asked)}"
         own = (shares[0], shares[1] if row.is_attacked else "")
         rows.append((row.attack, row.label, *own, *alone, ratio, seeds))
@@ -62,22 +62,17 @@ def charts_of(group: Group, name: str, *, is_by_strategy: bool = False) -> Mappi
     }
 
 
-def _alone(row: Row, bare: Row | None) -> list[Value]:
-    """CA and ASR of the undefended victims of the same strategies and seeds; empty if some of them were not run.
-
-    Of guards from their own records, which know the very victim; else from those without a defence.
-    """
-    others: Sequence[Entry | None] = bare.entries if bare else [None] * len(row.entries)
-    pairs = [(entry, other) for entry, other in zip(row.entries, others, strict=True) if entry and entry.rates]
+def _alone(row: Row) -> list[Value]:
+    """CA and ASR of the undefended victims of the same strategies and seeds; empty if no record tells some of them."""
+    run = [entry for entry in row.entries if entry and entry.rates]
     found: list[Value] = []
     for number in range(len(RATES)):
         means = []
-        for entry, other in pairs:
-            known_rates = entry.alone if entry.alone is not None else {} if other is None else other.rates
-            values = [known_rates.get(seed, [None, None])[number] for seed in entry.rates]
+        for entry in run:
+            values = [entry.alone.get(seed, [None, None])[number] for seed in entry.rates]
             known = [value for value in values if value is not None]
             means += [float(np.mean(known))] if len(known) == len(values) else []
-        found.append(mean_share(means) if pairs and len(means) == len(pairs) else "")
+        found.append(mean_share(means) if run and len(means) == len(run) else "")
     return found
 
 

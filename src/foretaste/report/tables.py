@@ -24,8 +24,8 @@ __all__ = [
     "Group",
     "Row",
     "Sheet",
+    "Victims",
     "groups_of",
-    "is_guard_alone",
     "read_sheets",
     "share_of",
 ]
@@ -65,7 +65,7 @@ class Entry:
     """A cell of a table over `seeds` of `wanted` seeds.
 
     `keys` are the seeds that were run, with the keys of their records, `rates` CA and ASR of each seed, and `alone`
-    those of the victim without the defence, where that is a guard, whose record knows them.
+    those of its victim without the defence, of the seeds where a record tells them (see `Victims`).
     """
 
     clean_accuracy: Share
@@ -74,7 +74,7 @@ class Entry:
     wanted: int
     keys: Sequence[tuple[int, str]] = ()
     rates: Mapping[int, Sequence[float | None]] = field(default_factory=dict)
-    alone: Mapping[int, Sequence[float | None]] | None = None
+    alone: Mapping[int, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def shares(self) -> tuple[Share, Share]:
@@ -142,17 +142,66 @@ def read_sheets(store: Path) -> list[Sheet]:
     return found
 
 
+class Victims:
+    """What victims of a plan's cells do without the defence, from records that know it.
+
+    A guard's record knows its victim. Behind a rewriter it is the same one, before a washed base one that was tuned on
+    the base as it came: a cell without a defence has it, or a guard's. Equal keys are not equal bits on other hardware,
+    so it has to be of the same weights as the cell, as far as records say of which they are (`sources`).
+    """
+
+    def __init__(self, sheet: Sheet, records: Mapping[str, Record]) -> None:
+        self._records = records
+        self._known: dict[tuple[Any, ...], list[Record]] = {}
+        for cell in sheet.cells:
+            if cell["key"] in records and _knows_victim(records[cell["key"]]):
+                self._known.setdefault(_situation(cell), []).append(records[cell["key"]])
+
+    def alone(self, cell: Mapping[str, Any]) -> Record | None:
+        """Return the record whose outcome, without its guard, is that of the cell's undefended victim, if there is one.
+
+        >>> Victims(Sheet("a", "A plan", None, {}, []), {}).alone({"key": "not run"})
+        """
+        record = self._records.get(cell["key"])
+        if record is None or _knows_victim(record):
+            return record
+        return next((other for other in self._known.get(_situation(cell), ()) if _is_same_victim(record, other)), None)
+
+
+def _situation(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(cell.get(name) for name in ("model", "data", "knowledge", "attack", "trigger", "strategy", "seed"))
+
+
+def _knows_victim(record: Record) -> bool:
+    """Say whether its outcome is of the victim as it is, of texts as they are: without a defence or behind a guard."""
+    return {"washed", "clean_rewritten"}.isdisjoint(_part(record, "parts"))
+
+
+def _is_same_victim(record: Record, other: Record) -> bool:
+    """Say whether two cells stand on the same base and, if both take the same victim, on one that came out the same."""
+    parts, other_parts = _part(record, "parts"), _part(other, "parts")
+    sources, other_sources = _part(record, "sources"), _part(other, "sources")
+    same = {kind for kind in ("bases", "victims") if parts.get(kind) == other_parts.get(kind)}
+    return "bases" in same and all(sources.get(parts.get(kind)) == other_sources.get(parts.get(kind)) for kind in same)
+
+
+def _part(record: Record, name: str) -> Mapping[Any, Any]:
+    found: Any = record.settings.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def groups_of(sheet: Sheet, records: Mapping[str, Record]) -> list[Group]:
     """Lay a plan's cells out; `records` are those there are, by key."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for cell in sheet.cells:
         groups.setdefault((cell["model"], cell["data"], cell["knowledge"]), []).append(cell)
-    return [_group(sheet, *names, cells, records) for names, cells in groups.items()]
+    victims = Victims(sheet, records)
+    return [_group(sheet, *names, cells, records, victims) for names, cells in groups.items()]
 
 
 def _group(
     sheet: Sheet, model: str, data: str, knowledge: str, cells: Sequence[Mapping[str, Any]],
-    records: Mapping[str, Record],
+    records: Mapping[str, Record], victims: Victims,
 ) -> Group:  # fmt: skip
     strategies = list(dict.fromkeys(cell["strategy"] for cell in cells))
     rows: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
@@ -162,7 +211,11 @@ def _group(
     attacks = list(dict.fromkeys(key[:2] for key in rows))
     laid = [  # all defences against an attack together, whichever grids of the plan they are from
         _row(
-            key, [_entry(sheet, beside, rows[key][name], records) if name in rows[key] else None for name in strategies]
+            key,
+            [
+                _entry(sheet, beside, rows[key][name], records, victims) if name in rows[key] else None
+                for name in strategies
+            ],
         )
         for key in sorted(rows, key=lambda key: attacks.index(key[:2]))
     ]
@@ -181,8 +234,9 @@ def _row(key: tuple[Any, ...], entries: Sequence[Entry | None]) -> Row:
 
 
 def _entry(
-    sheet: Sheet, beside: str | None, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record]
-) -> Entry:
+    sheet: Sheet, beside: str | None, cells: Sequence[Mapping[str, Any]], records: Mapping[str, Record],
+    victims: Victims,
+) -> Entry:  # fmt: skip
     found = [records[cell["key"]] for cell in cells if cell["key"] in records]
     printed = _printed(sheet, beside, cells[0])
     clean, attack = (
@@ -192,9 +246,9 @@ def _entry(
     )  # fmt: skip
     keys = [(cell["seed"], cell["key"]) for cell in cells if cell["key"] in records]
     rates = {seed: [records[key].rates.get(rate) for rate in RATES] for seed, key in keys}
-    alone: Any = {seed: [records[key].outcome.get(rate) for rate in RATES] for seed, key in keys}
-    is_guard = is_guard_alone(sheet, cells[0]["defence"])
-    return Entry(clean, attack, len(found), len(cells), keys, rates, alone if is_guard else None)
+    bare = {cell["seed"]: victims.alone(cell) for cell in cells}
+    alone: Any = {seed: [each.outcome.get(rate) for rate in RATES] for seed, each in bare.items() if each is not None}
+    return Entry(clean, attack, len(found), len(cells), keys, rates, alone)
 
 
 def _printed(sheet: Sheet, beside: str | None, cell: Mapping[str, Any]) -> Printed | None:
@@ -203,12 +257,6 @@ def _printed(sheet: Sheet, beside: str | None, cell: Mapping[str, Any]) -> Print
         return None
     is_psim = sheet.defences.get(cell["defence"], {}).keys() == {"psim"}
     return printed_value(sheet.table, beside, {**cell, "defence": "psim"} if is_psim else cell)
-
-
-def is_guard_alone(sheet: Sheet, defence: str) -> bool:
-    """Say whether a defence is a guard and nothing else, whose records know the victim without it."""
-    kinds = sheet.defences.get(defence, {}).keys()
-    return len(kinds) == 1 and kinds <= {"psim", "rival"}
 
 
 def share_of(

@@ -11,7 +11,7 @@ from foretaste.record import Record
 from foretaste.report.listing import Listing, Value
 from foretaste.report.printed import printed_mean
 from foretaste.report.share import Share, points
-from foretaste.report.tables import Sheet, share_of
+from foretaste.report.tables import Sheet, Victims, share_of
 
 __all__ = ["TARGETS", "targets_of"]
 
@@ -24,10 +24,11 @@ ROUNDING = 1e-9  # 0.9 - 0.89 is a little more than 0.01
 CAPTION = (
     "The default guard before MiniLM (psim), the second opinion of a model that is trusted (opinion), and "
     "the default guard where W2SDefense washed the base before it was tuned (w2s+psim): mean ASR and mean loss of CA "
-    "(against the same victim undefended) over all strategies and seeds, below it the lowest and the highest cell. "
+    "(against the same victim undefended, before a washed base the one of the base as it came) over all strategies and "
+    "seeds, below it the lowest and the highest cell. "
     "In brackets the paper's mean for PSIM over its six main tables, three models and all strategies. The floor is "
-    "the same rate of undefended victims that nobody poisoned. Open: cells are missing, the plan calls something "
-    "else by these names, or the attack fails on its own."
+    "the same rate of undefended victims that nobody poisoned. Open: cells are missing, no record knows the "
+    "undefended victims, the plan calls something else by these names, or the attack fails on its own."
 )
 
 
@@ -54,32 +55,29 @@ def targets_of(sheets: Sequence[Sheet], records: Mapping[str, Record]) -> Listin
     for sheet in sheets:
         if sheet.table not in MAIN_TABLES:
             continue
+        victims = Victims(sheet, records)
         for target in TARGETS:
             for place in dict.fromkeys((str(cell["data"]), str(cell["knowledge"])) for cell in sheet.cells):
-                found = (_row(sheet, target, defence, *place, records) for defence in DEFENCES)
+                found = (_row(sheet, target, defence, *place, records, victims) for defence in DEFENCES)
                 rows += [row for row in found if row is not None]
     columns = ("Attack", "Defence", "Plan", "ASR", "ASR at most", "Floor", "CA loss", "Loss at most", "Cells", "Target")
     return Listing("targets", "Targets", CAPTION, columns, rows, labels=3) if rows else None
 
 
 def _row(
-    sheet: Sheet, target: Target, defence: str, data: str, knowledge: str, records: Mapping[str, Record]
-) -> Sequence[Value] | None:
+    sheet: Sheet, target: Target, defence: str, data: str, knowledge: str, records: Mapping[str, Record],
+    victims: Victims,
+) -> Sequence[Value] | None:  # fmt: skip
     place = {"model": "minilm", "data": data, "knowledge": knowledge, "attack": target.attack, "defence": defence}
     asked = _cells(sheet, **place)
     if not asked:
         return None
-    undefended = {_run(cell): cell["key"] for cell in _cells(sheet, **{**place, "defence": "none"})}
-    found, alone = list[Record](), list[Mapping[str, Any]]()
-    for cell in asked:
-        # A guard's record says what the victim does without it; a washed base's victim is another one.
-        key = undefended.get(_run(cell), "") if defence == "w2s+psim" else cell["key"]
-        if cell["key"] in records and key in records:
-            found.append(records[cell["key"]])
-            alone.append(records[key].outcome)
+    found = [records[cell["key"]] for cell in asked if cell["key"] in records]
+    known = [(bare.outcome, records[cell["key"]]) for cell in asked if (bare := victims.alone(cell)) is not None]
     rate = share_of(found, "attack_success_rate").ours
-    losses = zip(alone, found, strict=True)
-    loss = Spread.of([before["clean_accuracy"] - each.rates["clean_accuracy"] for before, each in losses])
+    losses: list[Any] = [before["clean_accuracy"] - each.rates["clean_accuracy"] for before, each in known]
+    loss = Spread.of(losses)
+    alone: list[Any] = [before["attack_success_rate"] for before, _ in known]
     runs = {_run(cell) for cell in asked}
     sound = _cells(sheet, **{**place, "attack": "none", "defence": "none"}, trigger=target.attack)
     sound = [cell for cell in sound if _run(cell) in runs]
@@ -95,7 +93,7 @@ def _row(
         and len(alone) == len(asked)
         and not (target.is_above_floor and any(cell["key"] not in records for cell in sound))
         and working is not None
-        and sum(each["attack_success_rate"] for each in alone) > working * len(alone)
+        and sum(alone) > working * len(alone)
     )
     return (
         target.attack,
