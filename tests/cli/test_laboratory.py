@@ -9,19 +9,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from foretaste.cli import running
 from foretaste.cli.app import app
 from foretaste.cli.running import failed_by_all
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.cluster import Cluster
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
-from foretaste.experiment.run import Progress, write_sheet
+from foretaste.experiment.run import Progress, run_plan
+from foretaste.experiment.sheet import write_sheet
 from foretaste.experiment.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,6 +136,23 @@ def test_a_killed_runner_leaves_the_others_at_work_and_all_end_with_their_comman
         command.kill()
         command.wait()
     _wait(lambda: not _held(store))
+
+
+def test_a_runner_that_breaks_off_leaves_what_the_others_did(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(plan: Plan, lab: Lab, cells: Sequence[Cell], start: int, threads: int) -> Progress:
+        if start or lab.store.root.name != "lab":
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return run_plan(plan, lab, cells, lambda line: None)
+
+    monkeypatch.setattr(running, "_work", work)
+    monkeypatch.setattr(running, "ProcessPoolExecutor", lambda size, mp_context: ThreadPoolExecutor(size))
+    answer = _ask("run", str(plan), "--store", str(tmp_path / "lab"), "--jobs", "2")
+    assert "A runner ended: RuntimeError('CUDA error" in answer.stderr
+    assert (answer.exit_code, "2 of 2 cells" in answer.stdout) == (0, True)
+    with pytest.raises(RuntimeError, match="CUDA error"):  # nobody is left
+        running.run(plan, tmp_path / "other", jobs=2)
 
 
 def _children(process: int) -> list[int]:

@@ -9,24 +9,25 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.experiment.toy import NAMES, plan_of
 
-from foretaste.errors import PlanError
+from foretaste.errors import PlanError, WriteError
 from foretaste.experiment import steps
-from foretaste.experiment.cluster import Cluster, _demand, _make, _Place, _Report, run_on_cluster
+from foretaste.experiment.cluster import Cluster, _demand, _hear, _make, _Place, _Report, run_on_cluster
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan
-from foretaste.experiment.run import run_plan
+from foretaste.experiment.run import Progress, run_plan
 from foretaste.experiment.step import Step
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.report.cells import read_cells
@@ -243,6 +244,27 @@ def test_a_store_that_nodes_do_not_share_is_said(plan: Plan, tmp_path: Path) -> 
     after = _make(place, job.steps[2], report)
     assert after.failed[job.steps[2].key] == report.failed[job.steps[1].key]
     assert (len(report.said), len(after.said)) == (1, 0)
+
+
+def test_a_disk_that_takes_nothing_ends_the_run(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(write: Callable[[], None]) -> None:
+        raise WriteError("Cannot write bases: No space left on device.")
+
+    monkeypatch.setattr(steps, "write_once", refuse)
+    place = _Place(tmp_path / "lab", None, None, Path.cwd(), processes=1, threads=1)
+    step = job_of(plan.cells[0], plan, Lab(Store(tmp_path / "lab"))).steps[0]
+    with pytest.raises(WriteError) as caught:
+        _make(place, step)
+
+    class TaskError(Exception):
+        cause = caught.value
+
+    def get(reference: object) -> None:
+        raise TaskError
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=TaskError, RayError=TaskError))
+    with pytest.raises(WriteError, match="No space left"):
+        _hear(ray, None, step, Progress(cells=1), lambda line: None)
 
 
 def test_a_task_whose_guard_stands_on_other_weights_now_makes_nothing(

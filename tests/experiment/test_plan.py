@@ -388,6 +388,7 @@ def test_misplaced_tables_and_mistakes_behind_mistakes_are_said_with_their_lines
         (GOOD + "[defence.mine]\nfrr = 0.05", 'Unknown defence .mine.*as in method = "psim"'),
         (GOOD + '[defence.o]\nmethod = "onion"\nmodel = "./nowhere"', "model: nothing lies at ./nowhere"),
         (GOOD + '[defence.o]\nmethod = "opinion"\ntrusted = "/nowhere"', "trusted: nothing lies at /nowhere"),
+        (GOOD + '[model.m]\nlocation = "~nobody-is-called-so/m"', "location: nothing lies at ~nobody-is-called-so/m"),
         (GOOD + '[defence.psim]\nstrategy = { method = "lora", rnk = 4 }', "Did you mean 'rank'"),
         (GOOD.replace("word:cf", "file:/nowhere/"), "Nothing lies at /nowhere"),
         (GOOD.replace('"sst2"', f'"{__file__}"'), "a directory with a file per split"),

@@ -76,6 +76,55 @@ def test_all_that_is_too_few_is_said_at_once(path: Path) -> None:
     assert "calibration texts are too few" in calibrate
 
 
+@pytest.mark.parametrize(
+    ("limit", "defence", "message"),
+    [
+        (60, "psim", "has 60 texts left to train on; at least 80 are needed"),
+        (15, "fine_tuning", "has 15 clean texts; unlearning needs 20 or more"),
+    ],
+)
+def test_too_few_texts_to_train_a_defence_are_said_before_anything_runs(
+    path: Path, limit: int, defence: str, message: str
+) -> None:
+    plan = read_plan(_changed(path, "limit = 200", f"limit = {limit}"))
+    cells = [cell for cell in plan.cells if (cell.attack, cell.defence) == ("none", defence)]
+    with pytest.raises(PlanError, match=f"2 of 2 cells: .*{message}"):
+        forecast(plan, Lab(Store(path.parent / "lab")), cells)
+
+
+def test_a_trigger_for_a_class_that_texts_do_not_have_is_said_before_anything_runs(path: Path) -> None:
+    _changed(path, 'attack = ["none", "badnet"]', 'attack = "none"\ntrigger = "far"')
+    far = '[attack.far]\ntrigger = "word:mn"\ntarget = 7\n[attack.badnet]'
+    plan = read_plan(_changed(path, "[attack.badnet]", far))
+    with pytest.raises(PlanError, match="10 of 10 cells: Target 7 is not a label of"):
+        forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
+
+
+def test_rewritten_texts_that_are_not_there_are_said_before_anything_runs(
+    path: Path, small_toy: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_toy, tmp_path / "data" / "sst2")
+    text = path.read_text(encoding="utf-8").replace(f'"{small_toy}"', '"sst2"')
+    text = text.replace('"onion"]', '"scpd_stored"]').replace("word:cf mn bb tq mb", "word:mn")
+    path.write_text(text, encoding="utf-8")
+    plan, lab = read_plan(path), Lab(Store(tmp_path / "lab"), tmp_path / "data")
+    with pytest.raises(PlanError, match=r"2 of 20 cells: No scpd texts of sst2 with word:mn: there is no file"):
+        forecast(plan, lab, plan.cells)
+    variants = tmp_path / "data" / "sst2" / "variants"
+    variants.mkdir()
+    for name in ("scpd_test", "badnet_scpd_test"):
+        (variants / f"{name}.parquet").touch()
+    assert forecast(plan, Lab(Store(tmp_path / "lab"), tmp_path / "data"), plan.cells).cells == 20
+
+
+def test_a_file_of_a_store_that_says_no_cost_tells_no_time(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "lab" / "rewritten").mkdir(parents=True)
+    damaged = {"texts": [], "cost": {"seconds": "abc"}, "work": "onion/sst2 in rewritten of "}
+    (tmp_path / "lab" / "rewritten" / "x.json").write_text(json.dumps(damaged), encoding="utf-8")
+    plan = read_plan(path)
+    assert forecast(plan, Lab(Store(tmp_path / "lab")), plan.cells).seconds is None
+
+
 def test_weights_that_are_not_here_leave_their_cells_empty(path: Path) -> None:
     plan = read_plan(_changed(path, 'model = "tiny"', 'model = "llama-7b"'))
     lab = Lab(Store(path.parent / "lab"))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,17 @@ from tests.experiment.toy import GRID, NAMES
 from foretaste.cost import Cost
 from foretaste.data.load import load_corpus
 from foretaste.errors import DataError, PlanError, WriteError
-from foretaste.experiment import steps
+from foretaste.experiment import run, steps
 from foretaste.experiment.evaluation import evaluate
 from foretaste.experiment.forecast import forecast
 from foretaste.experiment.grid import job_of, record_of
+from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.methods import Defence
 from foretaste.experiment.plan import Plan, PlanSettings, read_plan
 from foretaste.experiment.readings import Rewritten
-from foretaste.experiment.run import run_plan, write_sheet
+from foretaste.experiment.run import Progress, run_plan
+from foretaste.experiment.sheet import write_sheet
 from foretaste.experiment.steps import Poisoned, Tuned, TunedAsLong
 from foretaste.experiment.store import Store, load_arrays, save_arrays
 from foretaste.guard.artefact import load_psim
@@ -244,6 +247,22 @@ def test_an_attack_from_each_class_to_the_next_is_measured_as_one(
              read_cells(store)]  # fmt: skip
     assert len(pages) == 2
     assert all("the class after their own" in page for page in pages)
+
+
+def test_a_runner_waits_as_long_as_looking_takes_not_as_making(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, waits = iter(["makes a step", "finds a lock", "is done"]), list[float]()
+
+    def advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
+        now = next(passes)
+        progress.made += now == "makes a step"
+        return now == "is done"
+
+    monkeypatch.setattr(run, "_advance", advance)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
+    run_plan(plan, Lab(Store(tmp_path)), plan.cells[:1], lambda line: None)
+    assert waits == [run.WAIT]
 
 
 def test_a_second_run_makes_nothing(plan: Plan, finished: tuple[Path, list[str]]) -> None:
@@ -491,12 +510,45 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_other_weights_than_the_plan_found_are_refused(toy_base: Path, tmp_path: Path) -> None:
     """Another node may have others at the same place."""
     here = shutil.copytree(toy_base, tmp_path / "base")
-    found = Lab(Store(tmp_path)).checkpoint(str(here))
-    assert Lab(Store(tmp_path)).base(found).path == here
+    lab = Lab(Store(tmp_path))
+    found = lab.checkpoint(str(here))
+    assert Lab(Store(tmp_path)).base(found).path == lab.base(found).path == here
     config = here / "config.json"
     config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    with pytest.raises(DataError, match="not those that the plan was begun with"):
-        Lab(Store(tmp_path)).base(found)
+    for each in (lab, Lab(Store(tmp_path))):  # hours later in the same run, too
+        with pytest.raises(DataError, match="not those that the plan was begun with"):
+            each.base(found)
+
+
+def test_damaged_weights_of_the_store_are_refused(plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """A base is opened as anybody's, whose manifest says nothing; the laboratory's own has to be what was written."""
+    shutil.copytree(finished[0], tmp_path / "lab")
+    store = Store(tmp_path / "lab")
+    (cell,) = (cell for cell in plan.cells if (cell.attack, cell.strategy, cell.defence) == ("badnet", "full", "none"))
+    job = job_of(cell, plan, Lab(store))
+    (base,) = (step for step in job.steps if step.kind == "bases")
+    shutil.rmtree(job.clean.victim.place(store))
+    for path in (store.cell(job.key), *(end.place(store) for end in job.ends.values())):
+        path.unlink()
+    weights = base.place(store) / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[len(raw) // 3 : len(raw) // 3 + 64] = bytes(64)  # a bad sector
+    weights.write_bytes(raw)
+    progress = run_plan(plan, Lab(store), [cell], lambda line: None)
+    assert "model.safetensors" in progress.failed[str(cell)]
+    assert not store.cell(job.key).exists()
+
+
+@pytest.mark.parametrize("sources", [3, "ab", [1]])
+def test_a_record_whose_sources_are_none_counts_as_one_without(
+    plan: Plan, finished: tuple[Path, list[str]], tmp_path: Path, sources: object
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "lab")
+    for path in (tmp_path / "lab" / "victims").glob("*/record.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["settings"]["sources"] = sources
+        path.write_text(json.dumps(record), encoding="utf-8")
+    assert run_plan(plan, Lab(Store(tmp_path / "lab")), plan.cells, lambda line: None).done == 20
 
 
 def test_weights_are_told_apart_by_every_adapter_of_a_chain(toy_base: Path, tmp_path: Path) -> None:
@@ -628,6 +680,26 @@ def test_a_sheet_keeps_the_keys_of_cells_whose_weights_are_elsewhere(
     assert {cell["defence"] for cell in read_sheets(tmp_path)[0].cells if not cell["key"]} == {"dan"}
     changed = replace(plan, settings=replace(plan.settings, limit=199))
     write_sheet(changed, "a", Lab(Store(tmp_path)))
+    assert {cell["key"] for cell in read_sheets(tmp_path)[0].cells} == {""}
+
+
+def test_a_sheet_keeps_no_keys_of_other_texts(
+    plan: Plan, small_toy: Path, toy_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the weights are elsewhere, what was measured there before the texts changed is not this plan's result."""
+    texts, weights = shutil.copytree(small_toy, tmp_path / "texts"), shutil.copytree(toy_base, tmp_path / "weights")
+    cells = tuple(replace(cell, data=str(texts)) for cell in plan.cells)
+    plan = replace(plan, models={"tiny": str(weights)}, cells=cells)
+    write_sheet(plan, "a", Lab(Store(tmp_path)))
+    shutil.rmtree(weights)
+    away = texts.rename(tmp_path / "away")
+    write_sheet(plan, "a", Lab(Store(tmp_path)))  # neither weights nor texts
+    away.rename(texts)
+    write_sheet(plan, "a", Lab(Store(tmp_path)))
+    assert all(cell["key"] for cell in read_sheets(tmp_path)[0].cells)
+    rows = (texts / "test.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (texts / "test.csv").write_text("".join(rows[:-1]), encoding="utf-8")
+    write_sheet(plan, "a", Lab(Store(tmp_path)))
     assert {cell["key"] for cell in read_sheets(tmp_path)[0].cells} == {""}
 
 

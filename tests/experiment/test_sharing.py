@@ -27,7 +27,7 @@ def data_root(tmp_path: Path) -> Path:
             path = tmp_path / name / f"{split}.parquet"
             path.parent.mkdir(exist_ok=True)
             pq.write_table(pa.table({"text": texts, "label": [number % 2, 1 - number % 2] * 1000}), path)
-    for name in ("sst2/train", "sst2/test", "imdb/train"):
+    for name in ("sst2/train", "sst2/validation", "sst2/test", "imdb/train"):
         path = tmp_path / name.split("/")[0] / "variants" / f"{FILES[name]}.parquet"
         path.parent.mkdir(exist_ok=True)
         paraphrases = [f"when you read it , it is text {place} ." for place in range(2000)]

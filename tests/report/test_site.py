@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.report.conftest import cell_at, rates, write_store
 
 from foretaste.errors import DataError, PlanError
+from foretaste.experiment.store import save_arrays
 from foretaste.record import Record
+from foretaste.report.cells import as_csv
 from foretaste.report.printed import printed_value
 from foretaste.report.site import write_site
 from foretaste.report.tables import groups_of, read_sheets
@@ -206,7 +209,16 @@ def test_somebody_elses_directory_is_left_alone_and_an_older_site_replaced_whole
             {"outcome": rates(0.9) | {"intervals": {"clean_accuracy": {"low": -3, "high": 7}}}},
             "intervals.clean_accuracy.low: Input should be greater",
         ),
+        (
+            "cells/key0.json",
+            {"outcome": rates(0.9) | {"intervals": {"clean_accuracy": {"count": 3, "n": 100, "low": 0, "high": 1}}}},
+            "clean_accuracy is not 3 of 100",
+        ),
+        ("cells/key0.json", {"outcome": rates(0.9) | {"n_cut": "x"}}, "outcome.n_cut: Input should be a valid integer"),
+        ("cells/key0.json", {"outcome": rates(0.9) | {"n_cut": 5, "n_poisoned": 4}}, "5 of 4 triggered texts are cut"),
+        ("cells/key0.json", {"outcome": rates(0.9) | {"target": 2}}, "target 2 is none of 2 labels"),
         ("cells/key0.json", {"data": [{"name": "x", "digest": "0", "rows": 0}]}, "of no texts"),
+        ("cells/key0.json", {"data": []}, "of no texts"),
         ("cells/key1.json", {"command": "\ud800"}, "surrogates not allowed"),
         ("plans/table1.json", {"title": "\ud800"}, "surrogates not allowed"),
         ("plans/table1.json", {"defences": {"psim": {"psim": "x"}}}, "was not written by `foretaste run`"),
@@ -240,6 +252,22 @@ def test_a_plan_cannot_take_the_place_of_another_page(store: Path, tmp_path: Pat
     (store / "plans" / "table1.json").rename(store / "plans" / f"{name}.json")
     with pytest.raises(DataError, match="a plan's page cannot be called so"):
         write_site(store, tmp_path / "site")
+
+
+def test_a_record_that_its_page_cannot_be_drawn_from_is_named(store: Path, tmp_path: Path) -> None:
+    path = store / "cells" / "key1.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["settings"]["parts"] = {"clean": "read", "triggered": "read"}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    save_arrays(store / "answers" / "read.npz", {"labels": np.zeros(2, int), "predicted": np.zeros(2, int)})
+    with pytest.raises(DataError, match=r"The record of model=minilm data=sst2 .*: This is not an outcome"):
+        write_site(store, tmp_path / "site")
+
+
+def test_no_name_is_a_formula(tmp_path: Path) -> None:
+    _, records = write_store(tmp_path, [(cell_at("=HYPERLINK(1)"), rates(0.5, 0.5))])
+    (line,) = csv.DictReader(as_csv(records).splitlines())
+    assert line["attack"] == "'=HYPERLINK(1)"
 
 
 def test_all_damaged_records_are_named(store: Path, tmp_path: Path) -> None:

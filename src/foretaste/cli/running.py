@@ -21,7 +21,8 @@ from foretaste.experiment.forecast import forecast
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.plan import Plan, read_plan
 from foretaste.experiment.processes import end_with_parent, refuse_too_few_gpus
-from foretaste.experiment.run import Progress, jobs_of, run_plan, sheet_place, without_missing, write_sheet
+from foretaste.experiment.run import Progress, jobs_of, run_plan, without_missing
+from foretaste.experiment.sheet import sheet_place, write_sheet
 from foretaste.experiment.store import Store
 from foretaste.spec import nearest
 from foretaste.tune.launch import process_count
@@ -71,7 +72,7 @@ def run(
         threads = max(1, (os.cpu_count() or 1) // jobs)
         context = get_context("forkserver")  # the library is imported once, and no thread is forked
         context.set_forkserver_preload(["foretaste.experiment.run"])
-        parts = []
+        parts, broken = [], list[Exception]()
         with ExitStack() as open_pools:  # one each: what kills a runner leaves the others at work
             pools = [open_pools.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(jobs)]
             runners = [
@@ -83,6 +84,11 @@ def run(
                     parts.append(each.result())
                 except BrokenProcessPool:
                     _say("A runner was killed, perhaps for want of memory; what it left the others do.")
+                except Exception as error:  # whatever it is, the others' results count
+                    _say(f"A runner ended: {error!r}. What it left the others do.")
+                    broken.append(error)
+        if broken and not parts:
+            raise broken[0]
         if not parts:
             raise PlanError("Every runner was killed; the same command goes on where they were.")
     failed = failed_by_all(parts, cells)

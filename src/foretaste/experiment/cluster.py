@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
-from foretaste.errors import ForetasteError, PlanError
+from foretaste.errors import ForetasteError, PlanError, WriteError
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
@@ -205,6 +205,8 @@ def _make(place: _Place, step: Step, *before: _Report) -> _Report:
         _refuse_unseen(step.direct_needs(), lab)
         while not made(step, lab, progress, said.append) and step.key not in progress.failed:
             time.sleep(WAIT)  # another runner is at it
+    except WriteError:  # nor could any other step be kept
+        raise
     except ForetasteError as error:
         progress.failed[step.key] = str(error)
         said.append(f"FAILED {step.kind}/{step.key}: {error}")
@@ -227,11 +229,13 @@ def _lab_at(place: _Place) -> Lab:
 def _hear(ray: Any, reference: Any, step: Step, progress: Progress, say: Say) -> bool:
     """Say what a task said and note what failed; return whether its step has to be sent again.
 
-    An error that is none of ours ends the run.
+    An error that is none of ours, or a disk that takes nothing more, ends the run.
     """
     try:
         report: _Report = ray.get(reference)
-    except ray.exceptions.RayTaskError:  # of what it waited for, too, where a worker died
+    except ray.exceptions.RayTaskError as error:  # of what it waited for, too, where a worker died
+        if isinstance(error.cause, WriteError):
+            raise error.cause from None
         failed = next((progress.failed[need.key] for need in step.needs() if need.key in progress.failed), None)
         if failed is None:
             raise

@@ -25,8 +25,8 @@ from foretaste.experiment.readings import Answers, Opinions, Rewritten, RivalSco
 from foretaste.experiment.step import Checkpoint
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, TunedAsLong, Washed
 from foretaste.guard.rival import Rival
-from foretaste.poison.trigger import FinishedTrigger
 from foretaste.record import Record
+from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import noted
 from foretaste.tune.poison import POISONING
 from foretaste.victim.strategy import Full
@@ -71,9 +71,10 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     else:
         measured = measurable(proxy, cell.data, attack)  # where the trigger can be put
         attack = lab.at_home(attack, f"{proxy}/train", f"{measured}/validation")
+        base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
         with noted(problems):
             lab.refuse_too_few(learnt, attack, seed)
-        base = Poisoned(attack=attack, proxy=learnt, validation=lab.texts(measured, "validation"), **how)
+            lab.refuse_untestable(base.validation, attack, seed)
     defence = None if cell.defence == "none" else plan.defences[cell.defence]
     if instruction is not None:
         length = settings.poisoning_length  # what is used as it is reads as it was tuned
@@ -81,6 +82,8 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     stand: Poisoned | Tuned | Washed = base
     if defence is not None and defence.unlearner is not None:
         needs = defence.unlearner.needs
+        with noted(problems):
+            defence.unlearner.refuse_texts(lab.corpus(train))
         stand = Washed(
             base=base, unlearner=defence.unlearner,
             pretrained=clean_base if "pretrained" in needs else Checkpoint(location=""),
@@ -96,11 +99,16 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     guard = threshold = None
     if defence is not None and defence.psim is not None:
         psim = defence.psim.with_axes(cell)
+        with noted(problems):
+            psim.refuse_texts(lab.corpus(train))
         if psim.threshold is None:
             with noted(problems):
                 allowed_above(len(lab.corpus(validation)), psim.frr, psim.confidence)
         guard = Taster(base=base, psim=psim.training, **common)
         threshold = None if psim == guard.psim else psim.threshold
+    if tested is not None and (cell.trigger or not problems):  # of its own attack the base's texts told
+        with noted(problems):
+            lab.refuse_untestable(test, tested, seed)
     rival = None
     if defence is not None and defence.rival is not None:
         asked = {"victim": victim, "train": train, "validation": validation, **(with_trigger or read)}
@@ -111,8 +119,6 @@ def job_of(cell: Cell, plan: Plan, lab: Lab) -> Job:
     triggered = None
     if with_trigger is not None:
         triggered = Answers(victim=victim, rewritten=_rewritten(defence, common, with_trigger, lab), **with_trigger)
-        if isinstance(triggered.trigger, FinishedTrigger):
-            triggered.given(lab)  # they may not be there, or not for every class
     return Job(
         cell=cell,
         tested=tested,
@@ -146,10 +152,13 @@ def _rewritten(
     if defence is None or defence.rewriter is None:
         return None
     learns = defence.rewriter.learns
+    rewriter = lab.marked(defence.rewriter, read["texts"].data)
+    if isinstance(rewriter, StoredRewriting):
+        rewriter.refuse_absent(read["texts"].data, None if read["trigger"] is None else read["trigger"].name)
     if read["trigger"] is None and not defence.rewriter.draws:
         read = {**read, "seed": 0}
     return Rewritten(
-        rewriter=lab.marked(defence.rewriter, read["texts"].data),
+        rewriter=rewriter,
         train=common["train"] if learns else None,
         validation=common["validation"] if learns else None,
         **read,

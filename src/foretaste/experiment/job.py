@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.readings import Answers, Opinions, Reading, RivalScores, Scores
-from foretaste.experiment.step import Step
+from foretaste.experiment.step import Step, Texts
 from foretaste.experiment.steps import Washed
 from foretaste.experiment.store import Store, digest_of
 from foretaste.poison.attack import Attack
@@ -38,6 +38,14 @@ class Job:
         """The digest of everything that goes into the cell's record."""
         own = {} if self.threshold is None else {"threshold": self.threshold}
         return digest_of({"version": CELL_VERSION, "cell": self.cell, "of": list(self.ends.values()), **own})
+
+    @property
+    def outline(self) -> str:
+        """A digest of what of it can be known without weights and tools from elsewhere: its texts, and all versions."""
+        steps = self.steps
+        own = [getattr(step, each.name) for step in steps for each in fields(step)]
+        texts = sorted({each.digest for each in own if isinstance(each, Texts)})
+        return digest_of([CELL_VERSION, sorted({f"{step.kind} {step.version}" for step in steps}), texts])
 
     @property
     def steps(self) -> tuple[Step, ...]:

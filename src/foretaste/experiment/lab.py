@@ -13,13 +13,14 @@ from foretaste.errors import DataError, ModelError
 from foretaste.experiment.step import Checkpoint, Step, Texts
 from foretaste.experiment.store import Store, digest_of
 from foretaste.files import sha256_file
-from foretaste.poison.attack import Triggered, refuse_too_few
+from foretaste.poison.attack import Triggered, refuse_target, refuse_too_few, triggered_test
 from foretaste.poison.plan import Attack
-from foretaste.poison.trigger import FileTrigger, StoredTrigger
+from foretaste.poison.trigger import FileTrigger, FinishedTrigger, StoredTrigger, Trigger
 from foretaste.rewrite.rewriter import Rewriter, Rewriting
 from foretaste.rewrite.stored import StoredRewriting
 from foretaste.victim.checkpoint import Base, open_base
 from foretaste.victim.instruction import Instruction
+from foretaste.victim.manifest import read_manifest
 
 __all__ = ["Lab"]
 
@@ -31,13 +32,12 @@ class Lab:
     store: Store
     data_root: Path | None = None
     processes: int = 1
-    triggered: dict[str, Triggered] = field(default_factory=dict)
-    """Triggered test texts by a digest of what they are: every victim is asked the same."""
     fitted: dict[str, tuple[Rewriter, Cost]] = field(default_factory=dict)
     """The rewriter that was made ready last, by a digest of what it is, and what that took."""
     _corpora: dict[Texts, Corpus] = field(default_factory=dict)
     _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     _rewriters: dict[Rewriting, Rewriting] = field(default_factory=dict)
+    _triggered: dict[str, Triggered] = field(default_factory=dict)
     _refused: dict[str, str] = field(default_factory=dict)
     _poisonable: set[str] = field(default_factory=set)
 
@@ -94,6 +94,24 @@ class Lab:
             refuse_too_few(self.corpus(texts), attack, seed)
             self._poisonable.add(asked)
 
+    def with_trigger(self, texts: Texts, trigger: Trigger, target: int | None, seed: int) -> Triggered:
+        """Return the texts of the other classes with the trigger; they are made once.
+
+        Raises:
+            PlanError, DataError: a target outside the labels; finished texts that are not there, or none of a class.
+        """
+        key = digest_of([texts, trigger, target, seed])
+        if key not in self._triggered:
+            self._triggered[key] = triggered_test(self.corpus(texts), trigger, target, seed)
+        return self._triggered[key]
+
+    def refuse_untestable(self, texts: Texts, attack: Attack, seed: int) -> None:
+        """Raise what triggering the texts would raise, but for what only doing it shows of rules."""
+        if attack.aim is not None:
+            refuse_target(self.corpus(texts), attack.aim)
+        if isinstance(attack.trigger, FinishedTrigger):
+            self.with_trigger(texts, attack.trigger, attack.aim, seed)
+
     def marked(self, rewriter: Rewriting, data: str) -> Rewriting:
         """Return a rewriter with a digest of its tools, or of what is stored for a set; they are read once."""
         asked = rewriter.at_home(self.data_root, data) if isinstance(rewriter, StoredRewriting) else rewriter
@@ -105,13 +123,16 @@ class Lab:
         """Open weights that come from elsewhere or that a step made.
 
         Raises:
-            ModelError, DataError: they cannot be used; those from elsewhere are not the ones that the plan found.
+            ModelError, DataError: they cannot be used; those from elsewhere are not the ones that the plan found, those
+                of the store not what was written.
         """
         if isinstance(origin, Step):
+            read_manifest(origin.place(self.store))  # a base is opened as anybody's, whatever its manifest says
             return open_base(origin.place(self.store))
-        if self.checkpoint(origin.location, origin.instruction) != origin:
+        base = open_base(origin.location)
+        if _mark_of(base) != origin.mark:
             raise DataError(f"The weights at {origin.location} are not those that the plan was begun with.")
-        return open_base(origin.location).asked(origin.instruction)
+        return base.asked(origin.instruction)
 
     def _read(self, data: str, split: str, limit: int | None, seed: int) -> Corpus:
         asked = Texts(data=data, split=split, limit=limit, seed=seed)

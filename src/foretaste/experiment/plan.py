@@ -289,7 +289,5 @@ def _location_of(name: str, fields: Mapping[str, Any]) -> str:
     if fields.keys() != {"location"} or not isinstance(fields["location"], str):
         raise PlanError(f'A model has a location, as in [model.{name}] location = "some/checkpoint".')
     location = fields["location"]
-    if location.startswith("~"):
-        location = str(Path(location).expanduser())
     refuse_absent("location", location)
-    return location
+    return str(Path(location).expanduser()) if location.startswith("~") else location

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretaste.cost import Cost, Meter, measured_cost, sum_of
-from foretaste.errors import DataError
+from foretaste.errors import DataError, PlanError
 from foretaste.experiment.lab import Lab
 from foretaste.experiment.step import Step, Texts
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned
@@ -21,7 +21,7 @@ from foretaste.files import write_text
 from foretaste.guard.artefact import load_psim
 from foretaste.guard.rival import Rival
 from foretaste.guard.second_opinion import SecondOpinion
-from foretaste.poison.attack import Triggered, triggered_test
+from foretaste.poison.attack import Triggered
 from foretaste.poison.trigger import Trigger
 from foretaste.rewrite.rewriter import Rewriter, Rewriting
 from foretaste.rewrite.stored import StoredRewriting
@@ -63,10 +63,7 @@ class Reading(Step):
         corpus = lab.corpus(self.texts)
         if self.trigger is None:
             return Triggered(corpus, np.arange(len(corpus)))
-        key = digest_of([self.texts, self.trigger, self.target, self.seed])
-        if key not in lab.triggered:
-            lab.triggered[key] = triggered_test(corpus, self.trigger, self.target, self.seed)
-        return lab.triggered[key]
+        return lab.with_trigger(self.texts, self.trigger, self.target, self.seed)
 
     def both(self, lab: Lab) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the clean texts, and the triggered ones or none."""
@@ -104,7 +101,7 @@ def work_of(path: Path) -> tuple[str, Cost]:
         arrays = load_arrays(path)
         work = json.loads(str(arrays.get("work", '""')))
         return str(work), build(Cost, json.loads(str(arrays["cost"])))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, PlanError) as error:
         raise DataError(f"{path} does not say what it cost: {error!r}.") from None
 
 

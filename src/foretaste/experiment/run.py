@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import torch
+
 from foretaste.errors import ForetasteError, PlanError, WriteError
-from foretaste.experiment.cell import AXES, Cell, is_page_name
+from foretaste.experiment.cell import Cell
 from foretaste.experiment.grid import job_of, record_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.methods import altered_names
 from foretaste.experiment.plan import Plan
 from foretaste.experiment.processes import in_processes
 from foretaste.experiment.readings import Rewritten
 from foretaste.experiment.step import Checkpoint, Step
-from foretaste.experiment.store import Store, digest_of
-from foretaste.files import write_json
+from foretaste.experiment.store import Store
 from foretaste.record import Record
 from foretaste.spec import values_of
 
@@ -33,22 +30,23 @@ __all__ = [
     "finish",
     "forget_finished",
     "jobs_of",
+    "lacking",
     "made",
     "run_plan",
-    "sheet_place",
     "without_missing",
-    "write_sheet",
 ]
 
 WAIT = 0.5  # seconds between two looks at what another runner is making
+LONGEST_WAIT = 60.0
 
 
 @dataclass
 class Progress:
-    """How far a runner has come; `failed` are cells (or steps) with the reason."""
+    """How far a runner has come: cells `done`, steps `made`; `failed` are cells (or steps) with the reason."""
 
     cells: int
     done: int = 0
+    made: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -71,10 +69,10 @@ def run_plan(plan: Plan, lab: Lab, cells: Sequence[Cell], say: Callable[[str], N
     forget_finished(jobs, lab)
     pending = jobs[start % max(1, len(jobs)) :] + jobs[: start % max(1, len(jobs))]
     while pending:
-        began = time.monotonic()
+        began, before = time.monotonic(), progress.made
         later = [job for job in pending if not _advance(job, lab, progress, say)]
-        if len(later) == len(pending):
-            time.sleep(max(WAIT, 9 * (time.monotonic() - began)))  # looking takes a tenth of the time at most
+        if len(later) == len(pending) and progress.made == before:  # looking takes a tenth of the time, if it can
+            time.sleep(min(max(WAIT, 9 * (time.monotonic() - began)), LONGEST_WAIT))
         pending = later
     return progress
 
@@ -110,89 +108,6 @@ def forget_finished(jobs: Sequence[Job], lab: Lab) -> None:
             with lab.store.locked(step.key) as is_mine:
                 if is_mine and step.is_made(lab.store):
                     lab.store.forget_partial(step.key)
-
-
-def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
-    """Write down what a plan asks for, so that reports can show what is missing.
-
-    Cells whose weights, data or tools are not here keep the key written where they are, if their names in the plan
-    still mean the same.
-
-    Raises:
-        PlanError: the store cannot be written, the plan's name would be that of a page of the site, or is that of
-            another plan.
-    """
-    path = sheet_place(name, lab.store)
-    used = {cell.defence for cell in plan.cells}
-    content = {
-        "title": plan.title,
-        "table": plan.table,
-        "figure": plan.figure,
-        "beside": dict(plan.beside),
-        "strategies": {
-            each: {**values_of(tuning), **values_of(strategy), "method": strategy.name}
-            for each, (strategy, tuning) in sorted(plan.strategies.items())
-        },
-        "defences": {each: plan.defences[each].to_json() for each in sorted(used)},
-        "altered": altered_names(plan.models, plan.attacks, plan.strategies, plan.defences),
-    }
-    meanings = {cell: _meaning(plan, cell) for cell in plan.cells}
-    keys = dict[Cell, str]()
-    for cell in plan.cells:
-        with suppress(ForetasteError):  # the run says so
-            job = job_of(cell, plan, lab)
-            if not lacking(job, lab):
-                keys[cell] = job.key
-    while True:
-        with lab.store.locked(f"plan-{name}") as is_mine:
-            if is_mine:
-                keys = _keys_in(path, plan.title, meanings) | keys
-                cells = [{**asdict(cell), "key": keys.get(cell, ""), "meaning": meanings[cell]} for cell in plan.cells]
-                return write_json(path, {**content, "cells": cells})
-        time.sleep(WAIT)
-
-
-def sheet_place(name: str, store: Store) -> Path:
-    """Return where the sheet of a plan of this name lies or will lie.
-
-    Raises:
-        PlanError: the plan's name would be that of a page of the site, or the store is no directory.
-    """
-    if not is_page_name(name):
-        raise PlanError(f"A plan's page is called as the plan is; {name!r} cannot be: take letters, digits, - and _.")
-    if store.root.exists() and not store.root.is_dir():
-        raise PlanError(f"{store.root} is a file; give the name of a directory.")
-    return store.root / "plans" / f"{name}.json"
-
-
-def _meaning(plan: Plan, cell: Cell) -> str:
-    """A digest of what a cell's names stand for in the plan, whatever its other names do."""
-    defence = plan.defences[cell.defence]
-    models = [plan.models.get(name) for name in (cell.model, getattr(defence.rival, "trusted", ""))]
-    attacks = [plan.attacks.get(name or "") for name in (cell.attack, cell.trigger)]
-    asked = [plan.strategies.get(cell.strategy), plan.instruction_of(cell)]
-    return digest_of([plan.settings, models, attacks, asked, defence])
-
-
-def _keys_in(path: Path, title: str, meanings: Mapping[Cell, str]) -> dict[Cell, str]:
-    """The keys that another runner of the same plan wrote, of cells that mean the same; none in a damaged sheet.
-
-    Raises:
-        PlanError: the sheet is of a plan with another title and none of these cells.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        cells = [(Cell(**{axis: cell[axis] for axis in AXES}), cell) for cell in content["cells"]]
-        keys = {cell: found["key"] for cell, found in cells if found["key"] and found["meaning"] == meanings.get(cell)}
-        there = content["title"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    if there != title and not any(cell in meanings for cell, _ in cells):
-        raise PlanError(
-            f"{path} is of another plan, {there!r}, whose page would go: rename this plan's file, take another store, "
-            "or delete that one."
-        )
-    return keys
 
 
 def _advance(job: Job, lab: Lab, progress: Progress, say: Callable[[str], None]) -> bool:
@@ -233,11 +148,12 @@ def made(
                     step.make(lab)
             except WriteError:  # nor could any other step be kept
                 raise
-            except ForetasteError as error:
+            except (ForetasteError, torch.OutOfMemoryError) as error:
                 progress.failed[step.key] = str(error)
                 say(f"FAILED {step.kind}/{step.key}: {error}")
                 return False
             lab.store.forget_partial(step.key)
+            progress.made += 1
             if step.is_training:
                 say(f"made {step.kind}/{step.key} in {time.monotonic() - start:.0f} s{why}{_weakness(step, lab.store)}")
     return True

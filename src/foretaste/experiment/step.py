@@ -151,7 +151,7 @@ class Step(ABC):
         try:
             sources: Any = Record.read(self.record_place(store)).settings["sources"]
             return dict(sources)
-        except (DataError, LookupError):  # whoever opens an adapter compares what it stands on
+        except (DataError, LookupError, TypeError, ValueError):  # whoever opens an adapter compares what it stands on
             return self.sources(store)
 
     def mark(self, store: Store) -> str:

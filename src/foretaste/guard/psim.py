@@ -35,6 +35,7 @@ __all__ = ["PSIM_STRATEGIES", "Psim"]
 
 
 MONITOR_SIZE = 128
+FEWEST_TEXTS = 80  # a fifth of them is the monitor
 REFERENCE_SIZE = 1200
 # Each strategy where it gets to the dose in 10 to 40 steps on MiniLM (docs/psim.md). Prompts of random numbers leave
 # the model undecided before the first step, so that there would be nothing to train.
@@ -169,6 +170,13 @@ class Psim:
         found = calibrate(guard.score(calibration.texts), self.frr, self.confidence)
         return replace(guard, threshold=found.threshold, calibration=found)
 
+    def refuse_texts(self, corpus: Corpus) -> None:
+        """Raise DataError for too few texts to read the dose on a part of them that does not train."""
+        if len(corpus) < FEWEST_TEXTS:
+            raise DataError(
+                f"{corpus.name} has {len(corpus)} texts left to train on; at least {FEWEST_TEXTS} are needed."
+            )
+
     def _split(
         self, corpus: Corpus, calibration: Corpus | None, seed: int
     ) -> tuple[Corpus, Corpus, Corpus | None, Corpus | None]:
@@ -185,9 +193,8 @@ class Psim:
                         "clean texts or a higher --frr."
                     ) from error
             corpus, calibration = corpus.partition([len(corpus) - size, size], seed)
+        self.refuse_texts(corpus)
         held_out = min(MONITOR_SIZE, len(corpus) // 5)
-        if held_out < 16:
-            raise DataError(f"{corpus.name} has {len(corpus)} texts left to train on; at least 80 are needed.")
         corpus, monitor = corpus.partition([len(corpus) - held_out, held_out], seed)
         if self.view == "confidence":
             return corpus, monitor, None, calibration

@@ -21,7 +21,8 @@ from foretaste.poison.trigger import FinishedTrigger, SyntaxTrigger, Trigger
 from foretaste.seeds import child_seed, generator
 
 __all__ = [
-    "Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "refuse_too_few", "triggered_test", "unpoisoned",
+    "Attack", "Evasion", "Poisoned", "Style", "Triggered", "attack", "refuse_target", "refuse_too_few",
+    "triggered_test", "unpoisoned",
 ]  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def triggered_test(corpus: Corpus, trigger: Trigger, target: int | None, seed: i
         DataError: no eligible text, an unknown true class, a text that the trigger left as it was.
     """
     if target is not None:
-        _check_target(corpus, target)
+        refuse_target(corpus, target)
     if isinstance(trigger, FinishedTrigger):
         return Triggered(*trigger.triggered_corpus(corpus, target))
     eligible = np.arange(len(corpus)) if target is None else np.flatnonzero(corpus.labels != target)
@@ -224,7 +225,7 @@ def _drawn(
     corpus: Corpus, plan: Attack, seed: int, is_held: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
     """Draw the examples: which are poisoned, `(N,) bool`, and the rows of covers and of negatives."""
-    _check_target(corpus, plan.target)
+    refuse_target(corpus, plan.target)
     count = plan.count_in(len(corpus))
     is_home = corpus.labels == plan.goals(corpus.labels, len(corpus.label_names))
     chosen = generator(seed, "attack").permutation(_eligible(corpus, plan, is_held))[:count]
@@ -250,7 +251,8 @@ def _is_flipped(count: int, flip_rate: float) -> NDArray[np.bool_]:
     return is_flipped
 
 
-def _check_target(corpus: Corpus, target: int) -> None:
+def refuse_target(corpus: Corpus, target: int) -> None:
+    """Raise PlanError for a target outside the labels."""
     if not 0 <= target < len(corpus.label_names):
         names = ", ".join(f"{k} {name}" for k, name in enumerate(corpus.label_names))
         raise PlanError(f"Target {target} is not a label of {corpus.name}; labels: {names}.")

@@ -12,6 +12,7 @@ from foretaste.errors import DataError
 from foretaste.evaluate.outcome import Outcome
 from foretaste.experiment.store import load_arrays, sources_of
 from foretaste.record import Record
+from foretaste.report.cells import cell_of
 from foretaste.report.page import Report, render, software_facts
 
 __all__ = ["arrays_of", "cell_page"]
@@ -29,7 +30,10 @@ def cell_page(store: Path, record: Record) -> str | None:
     clean, triggered = (arrays_of(store, record, "answers", name, *SAID) for name in ("clean", "triggered"))
     if clean is None or triggered is None:
         return None
-    outcome = Outcome.from_json(record.outcome)
+    try:
+        outcome = Outcome.from_json(record.outcome)
+    except DataError as error:
+        raise DataError(f"The record of {cell_of(record)}: {error}") from None
     scores = _scores(store, record) if outcome.guarded else (None, None)
     if scores is None:
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,6 +12,7 @@ from foretaste.errors import DataError, ForetasteError
 from foretaste.experiment.cell import AXES, Cell
 from foretaste.record import Record
 from foretaste.report.costs import COSTS
+from foretaste.report.listing import csv_of
 from foretaste.spec import build, values_of
 
 __all__ = ["as_csv", "cell_of", "read_cells", "shown"]
@@ -26,6 +25,7 @@ _COUNTS = ("n_clean", "n_poisoned", "n_cut")
 _OF_GUARD = ("false_rejection_rate", "false_acceptance_rate", "auroc")
 _Known = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 _Share = _Known | None
+_Count = Annotated[int, Field(ge=0, strict=True)]
 COLUMNS = ("key", *AXES, *_RATES, *_COUNTS, *(f"undefended_{rate}" for rate in _RATES), *_OF_GUARD,
            "guard_threshold", *(f"floor_{name}" for name in FLOORS))  # fmt: skip
 
@@ -55,7 +55,7 @@ def _read_cell(path: Path) -> Record:
         found = _Checked.model_validate({"outcome": record.outcome, "settings": record.settings}).outcome
     except (ValidationError, ForetasteError) as error:
         raise DataError(f"{path} is no record of a cell: {_first_of(error)}") from None
-    if any(use.rows < 1 for use in record.data):
+    if not record.data or any(use.rows < 1 for use in record.data):
         raise DataError(f"{path} is no record of a cell: of no texts.")
     is_attacked = cell.attack != "none" or cell.trigger is not None
     if is_attacked and any(each is not None and each.attack_success_rate is None for each in (found, found.guarded)):
@@ -64,6 +64,8 @@ def _read_cell(path: Path) -> Record:
 
 
 class _Interval(BaseModel):
+    count: _Count | None = None
+    n: _Count | None = None
     low: _Known
     high: _Known
 
@@ -84,8 +86,12 @@ class _Rates(BaseModel):
     def _lie_within(self) -> Self:
         for name in _RATES if self.intervals is not None else ():
             rate, kept = getattr(self, name), getattr(self.intervals, name)
-            if rate is not None and (kept is None or not kept.low - ROUNDING <= rate <= kept.high + ROUNDING):
+            if rate is None:
+                continue
+            if kept is None or not kept.low - ROUNDING <= rate <= kept.high + ROUNDING:
                 raise ValueError(f"{name} does not lie in its interval")
+            if kept.count is not None and abs(kept.count - rate * (kept.n or 0)) > ROUNDING * (kept.n or 1):
+                raise ValueError(f"{name} is not {kept.count} of {kept.n}")
         return self
 
 
@@ -98,6 +104,10 @@ class _Guarded(_Rates):
 
 
 class _Outcome(_Rates):
+    target: _Count | None = None
+    n_clean: _Count | None = None
+    n_poisoned: _Count | None = None
+    n_cut: _Count = 0
     guarded: _Guarded | None = None
     floors: dict[str, _Share] | None = None
 
@@ -112,6 +122,14 @@ class _Checked(BaseModel):
 
     outcome: _Outcome
     settings: _Settings
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if (self.outcome.target or 0) >= len(self.settings.label_names):
+            raise ValueError(f"target {self.outcome.target} is none of {len(self.settings.label_names)} labels")
+        if self.outcome.n_cut > (self.outcome.n_poisoned or 0):
+            raise ValueError(f"{self.outcome.n_cut} of {self.outcome.n_poisoned} triggered texts are cut")
+        return self
 
 
 def _first_of(error: Exception) -> str:
@@ -152,14 +170,13 @@ def as_csv(records: Mapping[str, Record], *, has_costs: bool = False) -> str:
     Cells with the same axes and another key were made under other settings. With what their defences cost the bytes are
     others in every run.
     """
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, (*COLUMNS, *(COSTS if has_costs else ())), restval="", lineterminator="\n")
-    writer.writeheader()
+    columns = (*COLUMNS, *(COSTS if has_costs else ()))
+    lines = []
     for key, record in records.items():
         floors: Any = record.outcome.get("floors") or {}
         row = {"key": key, **values_of(cell_of(record)), **shown(record)}
         row |= {f"floor_{name}": floors.get(name) for name in FLOORS}
         if has_costs:
             row |= {name: None if record.cost is None else getattr(record.cost, name) for name in COSTS}
-        writer.writerow({name: "" if value is None else value for name, value in row.items()})
-    return stream.getvalue()
+        lines.append(["" if row.get(name) is None else row[name] for name in columns])
+    return csv_of(columns, lines)

@@ -132,10 +132,14 @@ class Unlearner(ABC):
         for need in self.needs:
             if not getattr(job, need):
                 raise PlanError(f"{self.name} needs {WANTED[need]}.")
-        if len(corpus) < FEWEST_TEXTS:
-            raise DataError(f"{corpus.name} has {len(corpus)} clean texts; unlearning needs {FEWEST_TEXTS} or more.")
+        self.refuse_texts(corpus)
         found = self.wash(job)
         return Unlearned(found.classifier, {"method": self.name, "texts": len(corpus), **found.outcome})
+
+    def refuse_texts(self, corpus: Corpus) -> None:
+        """Raise DataError for too few clean texts."""
+        if len(corpus) < FEWEST_TEXTS:
+            raise DataError(f"{corpus.name} has {len(corpus)} clean texts; unlearning needs {FEWEST_TEXTS} or more.")
 
     def settings(self, texts: int, epochs: int | None = None, **more: Any) -> TuneSettings:
         """Return those of a training on so many texts; its last step is kept, unless `more` says otherwise."""
