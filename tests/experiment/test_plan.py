@@ -16,7 +16,7 @@ from foretaste.experiment.cell import Cell
 from foretaste.experiment.grid import job_of
 from foretaste.experiment.job import Job
 from foretaste.experiment.lab import Lab
-from foretaste.experiment.methods import altered_names, defence_of
+from foretaste.experiment.methods import ATTACKS, altered_names, attack_of, defence_of
 from foretaste.experiment.plan import read_plan
 from foretaste.experiment.store import Store
 from foretaste.guard.psim import PSIM_STRATEGIES, Psim
@@ -515,6 +515,12 @@ strategy = "lora"
 trigger = "file:{texts}"
 count = 20
 """
+
+
+def test_an_attack_of_our_name_keeps_what_is_not_changed() -> None:
+    fewer, part = attack_of("synattack", {"count": 7}), attack_of("badnet", {"rate": 0.1, "style": "dirty-label"})
+    assert fewer == replace(ATTACKS["synattack"], count=7)
+    assert (part.trigger, part.count, part.rate) == (ATTACKS["badnet"].trigger, None, 0.1)
 
 
 def test_an_attack_of_finished_texts_is_what_is_in_its_files(small_toy: Path, tmp_path: Path) -> None:

@@ -100,21 +100,20 @@ def test_a_trigger_for_a_class_that_texts_do_not_have_is_said_before_anything_ru
         forecast(plan, Lab(Store(path.parent / "lab")), plan.cells)
 
 
-def test_rewritten_texts_that_are_not_there_are_said_before_anything_runs(
+def test_rewritten_texts_that_are_not_there_leave_their_cells_empty(
     path: Path, small_toy: Path, tmp_path: Path
 ) -> None:
+    """Before a base is poisoned for nothing."""
     shutil.copytree(small_toy, tmp_path / "data" / "sst2")
     text = path.read_text(encoding="utf-8").replace(f'"{small_toy}"', '"sst2"')
     text = text.replace('"onion"]', '"scpd_stored"]').replace("word:cf mn bb tq mb", "word:mn")
     path.write_text(text, encoding="utf-8")
-    plan, lab = read_plan(path), Lab(Store(tmp_path / "lab"), tmp_path / "data")
-    with pytest.raises(PlanError, match=r"2 of 20 cells: No scpd texts of sst2 with word:mn: there is no file"):
-        forecast(plan, lab, plan.cells)
-    variants = tmp_path / "data" / "sst2" / "variants"
+    plan, variants = read_plan(path), tmp_path / "data" / "sst2" / "variants"
     variants.mkdir()
-    for name in ("scpd_test", "badnet_scpd_test"):
-        (variants / f"{name}.parquet").touch()
-    assert forecast(plan, Lab(Store(tmp_path / "lab"), tmp_path / "data"), plan.cells).cells == 20
+    triggered = variants / "badnet_scpd_test.parquet"
+    for path, lacking in ((variants / "scpd_test.parquet", {f"no file {triggered}": 2}), (triggered, {})):
+        path.touch()
+        assert forecast(plan, Lab(Store(tmp_path / "lab"), tmp_path / "data"), plan.cells).missing == lacking
 
 
 def test_a_file_of_a_store_that_says_no_cost_tells_no_time(path: Path, tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from foretaste.experiment.step import Checkpoint
 from foretaste.experiment.steps import Poisoned, Taster, Trusted, Tuned, TunedAsLong, Washed
 from foretaste.guard.rival import Rival
 from foretaste.record import Record
-from foretaste.rewrite.stored import StoredRewriting
 from foretaste.spec import noted
 from foretaste.tune.poison import POISONING
 from foretaste.victim.strategy import Full
@@ -152,13 +151,10 @@ def _rewritten(
     if defence is None or defence.rewriter is None:
         return None
     learns = defence.rewriter.learns
-    rewriter = lab.marked(defence.rewriter, read["texts"].data)
-    if isinstance(rewriter, StoredRewriting):
-        rewriter.refuse_absent(read["texts"].data, None if read["trigger"] is None else read["trigger"].name)
     if read["trigger"] is None and not defence.rewriter.draws:
         read = {**read, "seed": 0}
     return Rewritten(
-        rewriter=rewriter,
+        rewriter=lab.marked(defence.rewriter, read["texts"].data),
         train=common["train"] if learns else None,
         validation=common["validation"] if learns else None,
         **read,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from foretaste.experiment.cell import Cell
 from foretaste.experiment.readings import Answers, Opinions, Reading, RivalScores, Scores
@@ -33,7 +34,7 @@ class Job:
     rival: RivalScores | Opinions | None
     threshold: float | None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The digest of everything that goes into the cell's record."""
         own = {} if self.threshold is None else {"threshold": self.threshold}

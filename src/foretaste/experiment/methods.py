@@ -124,11 +124,14 @@ def together(name: str, parts: Sequence[Defence]) -> Defence:
 
 
 def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
-    """Return an attack with these fields.
+    """Return the attack of that name with these fields changed, or one of these fields alone.
 
     Raises:
         PlanError: whatever is wrong with the trigger and with the rest, all of it.
     """
+    if name in ATTACKS:
+        ours = values_of(ATTACKS[name])
+        fields = {**({**ours, "count": None} if "rate" in fields else ours), **fields}
     if isinstance(trigger := fields.get("trigger"), str):
         try:
             parse_trigger(trigger)

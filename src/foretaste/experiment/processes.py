@@ -24,7 +24,7 @@ def in_processes(count: int, call: Callable[[], object]) -> None:
     They share this process's threads; with GPUs, each has one of its own.
 
     Raises:
-        ForetasteError: what one of them raised.
+        ForetasteError, torch.OutOfMemoryError: what one of them raised.
         PlanError: fewer GPUs than processes.
     """
     refuse_too_few_gpus(count)
@@ -54,7 +54,7 @@ def refuse_too_few_gpus(count: int) -> None:
 
 
 def _process(
-    rank: int, together: dict[str, str], threads: int, call: Callable[[], object], failures: SimpleQueue[ForetasteError]
+    rank: int, together: dict[str, str], threads: int, call: Callable[[], object], failures: SimpleQueue[Exception]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch would take one that is interrupted for one that is done
     end_with_parent()
@@ -62,7 +62,7 @@ def _process(
     torch.set_num_threads(threads)
     try:
         call()
-    except ForetasteError as error:
+    except (ForetasteError, torch.OutOfMemoryError) as error:
         failures.put(error)
         raise  # and leave: the others notice, or are ended
     if torch.distributed.is_initialized():

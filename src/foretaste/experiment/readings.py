@@ -140,12 +140,22 @@ class Rewritten(Reading):
     def place(self, store: Store) -> Path:
         return store.root / self.kind / f"{self.key}.json"
 
+    @property
+    def lacking(self) -> str:
+        """What it needs and is not on this machine: tools, stored texts; nothing if all is."""
+        if isinstance(self.rewriter, StoredRewriting):
+            return self.rewriter.lacking_of(self.texts.data, self._trigger_name)
+        return self.rewriter.lacking()
+
+    @property
+    def _trigger_name(self) -> str | None:
+        return None if self.trigger is None else self.trigger.name
+
     def make_of(self, sources: Mapping[str, str], lab: Lab) -> None:
         given = self.given(lab)
         corpus, cost = lab.corpus(self.texts), None
         if isinstance(self.rewriter, StoredRewriting):
-            trigger = None if self.trigger is None else self.trigger.name
-            texts = self.rewriter.texts_of(corpus, given.origins.tolist(), given.corpus.texts, trigger)
+            texts = self.rewriter.texts_of(corpus, given.origins.tolist(), given.corpus.texts, self._trigger_name)
         else:
             rewriter, ready = self._fitted(lab)
             with measured_cost() as meter:

@@ -206,7 +206,7 @@ def headline(record: Record) -> str:
 def lacking(job: Job, lab: Lab) -> str:
     """Name what a cell still needs and what is not here: weights, the tools of a rewriter."""
     for step in job.left(lab.store):
-        if isinstance(step, Rewritten) and (what := step.rewriter.lacking()):
+        if isinstance(step, Rewritten) and (what := step.lacking):
             return what
         for part in values_of(step).values():
             if isinstance(part, Checkpoint) and part.location and (what := lab.lacking(part)):

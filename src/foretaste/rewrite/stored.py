@@ -47,10 +47,10 @@ class StoredRewriting(Rewriting):
         """Say so where nobody told where the named sets lie."""
         return "" if self._home() else "no stored paraphrases: name their directory with --data-root or FORETASTE_DATA"
 
-    def refuse_absent(self, data: str, trigger: str | None) -> None:
-        """Raise DataError where somebody told where the named sets lie, and the texts of this one are not there."""
-        if self._home() and not (path := self._path(data, trigger)).is_file():
-            raise DataError(f"No {self.tool} texts of {data} with {trigger or 'no trigger'}: there is no file {path}.")
+    def lacking_of(self, data: str, trigger: str | None) -> str:
+        """Say so, too, where the file of this set and trigger is not there."""
+        path = self._path(data, trigger)
+        return self.lacking() or ("" if path.is_file() else f"no file {path}")
 
     def at_home(self, root: Path | None, data: str) -> StoredRewriting:
         """Return the same for files under `root`, with a digest of those of this set."""
