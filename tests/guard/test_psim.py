@@ -136,6 +136,17 @@ def test_training_dose_looks_and_calibration_never_share_a_text(
         assert set().union(*parts) == set(TRAIN.texts)
 
 
+def test_a_file_sorted_by_class_has_every_class_among_the_neighbours() -> None:
+    """Else new texts of the other class all look far away, and the second view is blind, however few it refuses."""
+    mixed = TRAIN.select(np.arange(len(TRAIN)) % 2 == 0)
+    for corpus in (mixed, mixed.select(np.argsort(mixed.labels, kind="stable"))):
+        reference = Psim()._split(corpus, VALIDATION, seed=0)[2]
+        assert reference is not None
+        half = len(reference) // 2
+        assert 0.35 < reference.labels[:half].mean() < 0.65
+        assert (np.diff(reference.rows) > 0).all() == (corpus is mixed)  # what is in no order stays as it is
+
+
 def test_the_threshold_is_calibrated_on_the_calibration_texts(base: Base) -> None:
     guard = PLAN.fit(base, TRAIN, VALIDATION, max_length=64)
     expected = calibrate(guard.score(VALIDATION.texts), 0.01, 0.95)

@@ -84,3 +84,14 @@ def test_a_rewriter_stands_beside_the_very_victim_that_read_its_texts(tmp_path: 
         found = [each.value if isinstance(each, Amount) else None for each in (rows["onion"], rows["w2s"])]
         assert (*found,) == told
         assert rows["psim"] == (0.7, "70.0")
+
+
+def test_behind_an_honest_suppliers_washed_base_it_has_to_be_the_same_base(tmp_path: Path) -> None:
+    """His base is a victim itself and stands under no name of its own; records name its weights all the same."""
+    bare, washed = cell_at("none"), cell_at("none", "w2s")
+    parts = {bare: {"victims": "v"}, washed: {"victims": "tuned on w", "washed": "w"}}
+    for mark, told in (("1", Amount(0.9, "90.0")), ("2", "")):
+        sources = {bare: {"b": "1", "v": "3"}, washed: {"b": mark, "w": "4", "tuned on w": "5"}}
+        sheet, records = write_store(tmp_path, [(bare, rates(0.9)), (washed, rates(0.8))], parts=parts, sources=sources)
+        rows = {row[1]: row[4] for row in summary_of(groups_of(sheet, records)[0], "summary").rows}
+        assert rows["w2s"] == told

@@ -70,7 +70,9 @@ class Opinion:
         return result
 
     def surprise(self, victim: Classifier, said: Predictions, texts: Sequence[str]) -> Array:
-        """Return -log10 of each text's p-value against clean texts, `(N,) float64` (see `looks.surprise`).
+        """Return -log10 of each text's rank among clean texts, `(N,) float64` (see `looks.surprise`).
+
+        A p-value where the victim was not trained on those texts; where it was, fresh texts look less surprising.
 
         The trusted models are shown what the victim reads of a text and no more: what it does not see must not speak
         for its answer.

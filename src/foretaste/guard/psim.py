@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from pydantic import Field
 
 from foretaste.data.corpus import Corpus
@@ -24,6 +25,7 @@ from foretaste.evaluate.threshold import allowed_above, calibrate, texts_needed
 from foretaste.guard.dose import Monitor
 from foretaste.guard.looks import Looks, View
 from foretaste.guard.psim_guard import PsimGuard
+from foretaste.seeds import generator
 from foretaste.spec import Registry, spec
 from foretaste.tune.expose import Expose, exposing
 from foretaste.tune.loop import TuneSettings, tune
@@ -37,6 +39,7 @@ __all__ = ["PSIM_STRATEGIES", "Psim"]
 MONITOR_SIZE = 128
 FEWEST_TEXTS = 80  # a fifth of them is the monitor
 REFERENCE_SIZE = 1200
+MOST_APART = 0.15  # shares of a class in the two halves; of texts in no order they lie within 0.06
 # Each strategy where it gets to the dose in 10 to 40 steps on MiniLM (docs/psim.md). Prompts of random numbers leave
 # the model undecided before the first step, so that there would be nothing to train.
 PSIM_STRATEGIES: Registry[Strategy] = Registry(
@@ -200,4 +203,15 @@ class Psim:
             return corpus, monitor, None, calibration
         size = min(REFERENCE_SIZE, len(corpus) // 3)
         corpus, reference = corpus.partition([len(corpus) - size, size], seed)
-        return corpus, monitor, reference, calibration
+        return corpus, monitor, _mixed(reference, seed), calibration
+
+
+def _mixed(corpus: Corpus, seed: int) -> Corpus:
+    """Return the texts with every class in both halves, which `Looks.fit` tells apart: files may be sorted by class."""
+    half, classes = len(corpus) // 2, len(corpus.label_names)
+    first, second = (
+        np.bincount(labels, minlength=classes) / len(labels) for labels in (corpus.labels[:half], corpus.labels[half:])
+    )
+    if np.abs(first - second).max() <= MOST_APART:
+        return corpus
+    return corpus.select(generator(seed, "reference").permutation(len(corpus)))

@@ -7,7 +7,9 @@ is how little its probability falls.
 The paper protects the one class that the attacker wants. Nobody tells a defender which that is, and OpenBackdoor reads
 it off the ground truth of poisoned texts; here each class has an embedding of its own, and a text is asked with that of
 the class it was given. One bar serves the falls of all classes, where the authors' comes from clean texts of the one
-class: a class whose embedding lowers little takes more of the promised rejections. The released code adds up the
+class: a class whose embedding lowers little takes more of the promised rejections. As in the authors' script,
+training is repeated with a higher weight while the bar would be a rise, reckoned at `frr` on the texts it learnt from;
+the bar that keeps the promise on fresh texts lies higher and may be a rise all the same. The released code adds up the
 gradients of all steps on purpose; here Adam does what that was for. The victim's own embeddings stay as they are.
 """
 

@@ -178,11 +178,15 @@ def _knows_victim(record: Record) -> bool:
 
 
 def _is_same_victim(record: Record, other: Record) -> bool:
-    """Say whether two cells stand on the same base and, if both take the same victim, on one that came out the same."""
-    parts, other_parts = _part(record, "parts"), _part(other, "parts")
+    """Say whether two cells stand on the same base, and whether all weights that both know came out the same.
+
+    Records that both lack `sources`, as older ones do, are told apart by keys alone.
+    """
     sources, other_sources = _part(record, "sources"), _part(other, "sources")
-    same = {kind for kind in ("bases", "victims") if parts.get(kind) == other_parts.get(kind)}
-    return "bases" in same and all(sources.get(parts.get(kind)) == other_sources.get(parts.get(kind)) for kind in same)
+    if _part(record, "parts").get("bases") != _part(other, "parts").get("bases"):
+        return False
+    common = sources.keys() & other_sources.keys()
+    return bool(common or not (sources or other_sources)) and all(sources[key] == other_sources[key] for key in common)
 
 
 def _part(record: Record, name: str) -> Mapping[Any, Any]:
