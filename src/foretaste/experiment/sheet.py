@@ -63,7 +63,7 @@ def write_sheet(plan: Plan, name: str, lab: Lab) -> None:
                 for cell in plan.cells:
                     found = there.get(cell, {"key": "", "outline": ""})
                     outline = outlines.get(cell, found["outline"])
-                    key = keys.get(cell, found["key"] if outline == found["outline"] else "")
+                    key = keys.get(cell, found["key"] if found["outline"] in ("", outline) else "")  # older ones: none
                     cells.append({**asdict(cell), "key": key, "meaning": meanings[cell], "outline": outline})
                 return write_json(path, {**content, "cells": cells})
         time.sleep(WAIT)
