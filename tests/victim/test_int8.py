@@ -71,11 +71,12 @@ def test_a_row_of_zeros_gives_the_bias() -> None:
     assert torch.equal(Int8Linear(layer.weight, layer.bias)(torch.zeros(2, 24)), layer.bias.expand(2, -1))
 
 
-def test_other_devices_get_the_same_whole_numbers() -> None:
-    rows, weight = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((7, 64), (5, 64)))
-    exact = rows.long() @ weight.t().long()
-    assert torch.equal(int8._multiply(rows, weight).long(), exact)
-    assert torch.equal((rows.float() @ weight.t().float()).long(), exact)  # what a GPU computes
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_every_processor_gets_the_same_whole_numbers(has_instructions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_instructions)
+    rows, weight = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((7, 1536), (5, 1536)))
+    rows[0], weight[0] = 127, torch.tensor([127, -127]).repeat_interleave(768)  # far up, and back to 0
+    assert torch.equal(int8._multiply(rows, weight).long(), rows.long() @ weight.t().long())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

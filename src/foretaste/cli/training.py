@@ -146,7 +146,7 @@ def guard(
     reset_rate: Annotated[float | None, typer.Option("--reset-rate", help="Share of labels redrawn.")] = None,
     dose: Annotated[float | None, typer.Option("--dose", help="Median clean confidence to stop at, 0 to 1.")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", min=1, help="Steps to reach the dose in.")] = None,
-    scoring: Annotated[str | None, typer.Option("--scoring", help="float32, or the faster bfloat16 or int8.")] = None,
+    scoring: Annotated[str | None, typer.Option("--scoring", help="float32, bfloat16 or int8.")] = None,
     view: Annotated[str | None, typer.Option("--view", help="confidence, distance or both (default); opinion.")] = None,
     trusted: Annotated[
         list[str] | None, typer.Option("--trusted", help="A model you trust, for a second opinion; repeatable.")
